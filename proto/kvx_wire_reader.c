@@ -1,0 +1,309 @@
+/* The receiving side: bytes of a stream socket into whole frames, fds with the frame that announced
+ * them. Owns its buffer and the fds that no message took yet. Called by the thread that polls the
+ * socket; never blocks, never allocates more than one announced and permitted frame needs.
+ *
+ * Linux ends a recvmsg(2) after the piece of the stream that carried fds, and hands them over with
+ * that piece's first byte. So the fds of a frame come in the same call as its first byte: for each
+ * fd the reader keeps which stretch of the stream came in that call, and a frame gets exactly those
+ * whose stretch holds its first byte. Fds that no frame announced are an error, not a gift to the
+ * next one.
+ */
+#include "proto/kvx_wire.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define BASE_BYTES   8192u
+#define SHRINK_FILLS 64u /* fills without need of the large buffer before it is given back */
+#define MAX_QUEUED   (4 * KVX_WIRE_MAX_FDS)
+
+struct queued_fd {
+	int fd;
+	uint64_t begin, end; /* stream offsets of what came in the same call */
+};
+
+struct kvx_reader {
+	uint8_t *buf;
+	size_t capacity;
+	size_t start, end;     /* unread bytes */
+	uint64_t start_offset; /* stream offset of buf[start] */
+	uint32_t max_body_bytes;
+	unsigned n_small_fills;
+	int err; /* sticky: the stream is lost */
+	unsigned n_fds;
+	struct queued_fd fds[MAX_QUEUED]; /* in order of arrival */
+};
+
+int kvx_reader_create(uint32_t max_body_bytes, struct kvx_reader **out_reader)
+{
+	struct kvx_reader *reader = calloc(1, sizeof(*reader));
+
+	if (reader == NULL)
+		return -ENOMEM;
+	reader->max_body_bytes = max_body_bytes;
+	*out_reader = reader;
+	return 0;
+}
+
+static void reader_close_fds(struct kvx_reader *reader)
+{
+	for (unsigned i = 0; i < reader->n_fds; i++)
+		close(reader->fds[i].fd);
+	reader->n_fds = 0;
+}
+
+void kvx_reader_destroy(struct kvx_reader *reader)
+{
+	if (reader == NULL)
+		return;
+	reader_close_fds(reader);
+	free(reader->buf);
+	free(reader);
+}
+
+void kvx_reader_set_max(struct kvx_reader *reader, uint32_t max_body_bytes)
+{
+	reader->max_body_bytes = max_body_bytes;
+}
+
+static int reader_fail(struct kvx_reader *reader, int err)
+{
+	reader->err = err;
+	reader_close_fds(reader);
+	return err;
+}
+
+/* 1: *out_hdr is the header at start; 0: not all of it is there; or the refusal. */
+static int reader_peek(const struct kvx_reader *reader, struct kvx_wire_hdr *out_hdr)
+{
+	struct kvx_wire_hdr hdr;
+
+	if (reader->end - reader->start < KVX_WIRE_HDR_BYTES)
+		return 0;
+	kvx_wire_hdr_unpack(reader->buf + reader->start, &hdr);
+	if (hdr.len_bytes > reader->max_body_bytes)
+		return -EMSGSIZE;
+	if (hdr.n_fds > KVX_WIRE_MAX_FDS)
+		return -EPROTO;
+	*out_hdr = hdr;
+	return 1;
+}
+
+static void reader_compact(struct kvx_reader *reader)
+{
+	if (reader->start == 0)
+		return;
+	memmove(reader->buf, reader->buf + reader->start, reader->end - reader->start);
+	reader->end -= reader->start;
+	reader->start = 0;
+}
+
+/* Gives a buffer that a large frame needed back, once it was not needed for a while. */
+static void reader_shrink(struct kvx_reader *reader, int was_large)
+{
+	uint8_t *buf;
+
+	if (reader->capacity <= BASE_BYTES || was_large) {
+		reader->n_small_fills = 0;
+		return;
+	}
+	if (++reader->n_small_fills < SHRINK_FILLS)
+		return;
+	reader->n_small_fills = 0;
+	buf = realloc(reader->buf, BASE_BYTES);
+	if (buf == NULL)
+		return;
+	reader->buf = buf;
+	reader->capacity = BASE_BYTES;
+}
+
+/* Room for at least min_bytes behind end. */
+static int reader_reserve(struct kvx_reader *reader, size_t min_bytes)
+{
+	size_t need = reader->end - reader->start + min_bytes;
+	uint8_t *buf;
+
+	if (need < BASE_BYTES)
+		need = BASE_BYTES;
+	if (reader->capacity - reader->end >= min_bytes && reader->capacity >= BASE_BYTES)
+		return 0;
+	reader_compact(reader);
+	if (need <= reader->capacity)
+		return 0;
+	buf = realloc(reader->buf, need);
+	if (buf == NULL)
+		return -ENOMEM;
+	reader->buf = buf;
+	reader->capacity = need;
+	reader->n_small_fills = 0;
+	return 0;
+}
+
+/* Room for the rest of the frame that has begun, or for a header. */
+static int reader_prepare(struct kvx_reader *reader)
+{
+	struct kvx_wire_hdr hdr;
+	size_t have = reader->end - reader->start, frame;
+	int found;
+
+	if (have == 0) {
+		reader_shrink(reader, reader->end > BASE_BYTES);
+		reader->start = reader->end = 0;
+	} else if (have < BASE_BYTES) {
+		reader_compact(reader); /* cheap, and leaves room for frames that follow */
+	}
+	found = reader_peek(reader, &hdr);
+	if (found < 0)
+		return reader_fail(reader, found);
+	if (found == 0)
+		return reader_reserve(reader, KVX_WIRE_HDR_BYTES - have);
+	frame = (size_t)KVX_WIRE_HDR_BYTES + hdr.len_bytes;
+	if (frame > have)
+		return reader_reserve(reader, frame - have);
+	if (reader->end == reader->capacity)
+		reader_compact(reader);
+	return reader->end < reader->capacity ? 0 : -ENOBUFS; /* whole frames wait to be taken */
+}
+
+/* Queues the fds of one recvmsg that brought n bytes. */
+static int reader_take_fds(struct kvx_reader *reader, struct msghdr *mh, size_t n)
+{
+	uint64_t begin = reader->start_offset + (reader->end - reader->start);
+	int overflow = (mh->msg_flags & MSG_CTRUNC) != 0;
+
+	for (struct cmsghdr *c = CMSG_FIRSTHDR(mh); c != NULL; c = CMSG_NXTHDR(mh, c)) {
+		size_t n_fds;
+
+		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+			continue;
+		n_fds = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+		for (size_t i = 0; i < n_fds; i++) {
+			int fd;
+
+			memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
+			if (reader->n_fds == MAX_QUEUED) {
+				overflow = 1;
+				close(fd);
+				continue;
+			}
+			reader->fds[reader->n_fds++] = (struct queued_fd){fd, begin, begin + n};
+		}
+	}
+	return overflow ? reader_fail(reader, -EPROTO) : 0;
+}
+
+int kvx_reader_fill(struct kvx_reader *reader, int fd)
+{
+	/* CMSG_LEN, not CMSG_SPACE: the padding would admit one fd more. */
+	union {
+		char bytes[CMSG_SPACE(KVX_WIRE_MAX_FDS * sizeof(int))];
+		struct cmsghdr align;
+	} control;
+	struct msghdr mh = {.msg_control = control.bytes,
+			    .msg_controllen = CMSG_LEN(KVX_WIRE_MAX_FDS * sizeof(int))};
+	struct iovec iov;
+	ssize_t n;
+	int err;
+
+	if (reader->err < 0)
+		return reader->err;
+	err = reader_prepare(reader);
+	if (err < 0)
+		return err;
+	iov.iov_base = reader->buf + reader->end;
+	iov.iov_len = reader->capacity - reader->end;
+	mh.msg_iov = &iov;
+	mh.msg_iovlen = 1;
+	do {
+		n = recvmsg(fd, &mh, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	} while (n < 0 && errno == EINTR);
+	if (n < 0)
+		return errno == EWOULDBLOCK ? -EAGAIN : -errno;
+	err = reader_take_fds(reader, &mh, (size_t)n);
+	if (err < 0)
+		return err;
+	reader->end += (size_t)n;
+	return (int)n;
+}
+
+int kvx_reader_feed(struct kvx_reader *reader, const void *data, size_t len)
+{
+	int err;
+
+	if (len == 0)
+		return 0;
+	if (len > SIZE_MAX - reader->capacity)
+		return -ENOMEM;
+	err = reader_reserve(reader, len);
+	if (err < 0)
+		return err;
+	memcpy(reader->buf + reader->end, data, len);
+	reader->end += len;
+	return 0;
+}
+
+/* How many queued fds came in the call that brought the first byte of the frame at start; an error
+ * when one came in an earlier call: no frame announced it. */
+static int reader_count_own_fds(const struct kvx_reader *reader)
+{
+	int n = 0;
+
+	for (unsigned i = 0; i < reader->n_fds; i++) {
+		const struct queued_fd *q = &reader->fds[i];
+
+		if (q->end <= reader->start_offset)
+			return -EPROTO;
+		if (q->begin <= reader->start_offset)
+			n++;
+	}
+	return n;
+}
+
+static int reader_give_fds(struct kvx_reader *reader, struct kvx_msg *msg, unsigned n_fds)
+{
+	int n_own = reader_count_own_fds(reader);
+
+	if (n_own < 0)
+		return n_own;
+	if ((unsigned)n_own < n_fds)
+		return -EPROTO;
+	for (unsigned i = 0; i < n_fds; i++)
+		msg->fds[i] = reader->fds[i].fd;
+	msg->n_fds = n_fds;
+	reader->n_fds -= n_fds;
+	memmove(reader->fds, reader->fds + n_fds, reader->n_fds * sizeof(reader->fds[0]));
+	return 0;
+}
+
+int kvx_reader_next(struct kvx_reader *reader, struct kvx_msg *out_msg)
+{
+	struct kvx_wire_hdr hdr;
+	struct kvx_msg msg;
+	size_t frame;
+	int err;
+
+	if (reader->err < 0)
+		return reader->err;
+	err = reader_peek(reader, &hdr);
+	if (err < 0)
+		return reader_fail(reader, err);
+	if (err == 0)
+		return 0;
+	frame = (size_t)KVX_WIRE_HDR_BYTES + hdr.len_bytes;
+	if (reader->end - reader->start < frame)
+		return 0;
+	memset(&msg, 0, sizeof(msg));
+	err = reader_give_fds(reader, &msg, hdr.n_fds);
+	if (err < 0)
+		return reader_fail(reader, err);
+	msg.type = hdr.type;
+	msg.len_bytes = hdr.len_bytes;
+	msg.body = reader->buf + reader->start + KVX_WIRE_HDR_BYTES;
+	reader->start += frame;
+	reader->start_offset += frame;
+	*out_msg = msg;
+	return 1;
+}
