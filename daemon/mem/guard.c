@@ -1,0 +1,54 @@
+/* The SIGBUS guard: a process-wide handler and, per thread, the place to jump back to. Called by
+ * whoever touches client memory with the CPU (copy workers, the fabric scatter, mapping). The
+ * handler touches nothing but the thread's own variables, so it is safe wherever it interrupts.
+ * Anything but a memory fault inside a guard stays fatal, with the default action's core dump. */
+#include "mem/guard.h"
+
+#include <errno.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "base/assert.h"
+
+/* Where this thread jumps to; NULL: not in a guard. volatile: read by the handler. */
+static _Thread_local sigjmp_buf *volatile guard_env;
+
+static void guard_on_sigbus(int sig, siginfo_t *info, void *ucontext)
+{
+	/* si_code <= 0 was sent by kill(2): no memory failed, and no jump may hide it. */
+	if (guard_env != NULL && info->si_code > 0)
+		siglongjmp(*guard_env, 1);
+	signal(sig, SIG_DFL);
+	if (info->si_code <= 0)
+		raise(sig);
+	/* A real fault runs its instruction again and dies of it, with the right core. */
+}
+
+int kvx_guard_install(void)
+{
+	struct sigaction act = {0};
+	act.sa_sigaction = guard_on_sigbus;
+	/* SA_NODEFER: the handler is left by a jump, so SIGBUS must not be blocked while it runs;
+	 * then the mask needs neither saving nor restoring, which would be a syscall each time. */
+	act.sa_flags = SA_SIGINFO | SA_NODEFER;
+	sigemptyset(&act.sa_mask);
+	if (sigaction(SIGBUS, &act, NULL) < 0)
+		return -errno;
+	return 0;
+}
+
+int kvx_guard_run(void (*fn)(void *arg), void *arg)
+{
+	sigjmp_buf env;
+	kvx_assert(guard_env == NULL);
+	if (sigsetjmp(env, 0) != 0) {
+		guard_env = NULL;
+		return -EFAULT;
+	}
+	guard_env = &env;
+	fn(arg);
+	guard_env = NULL;
+	return 0;
+}
