@@ -66,6 +66,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		return 0;
 	switch (msg.type) {
 	case KVX_PACK_WRITE:
+	case KVX_PACK_WRITE_AHEAD:
 	case KVX_PACK_READ:
 		check_request(&msg, data + size);
 		check_again(&msg, data);
@@ -82,6 +83,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		expect(msg.data + msg.data_bytes == data + size);
 		for (uint32_t i = 0; i < msg.data_bytes; i++)
 			sum += msg.data[i];
+		break;
+	case KVX_PACK_DATA_AHEAD:
+		expect(msg.data == NULL && msg.data_bytes > 0);
 		break;
 	case KVX_PACK_HELLO:
 		expect(msg.hello.queue > 0 && msg.hello.message_bytes > 0);

@@ -1,0 +1,440 @@
+/* The fake backend: a complete transport inside of one process, with virtual time and faults by
+ * script (fake.h). It reaches its own domain (loopback: an ep that was never connected) and other
+ * domains of the same script (an ep connected to one of theirs). For tests; not in the registry.
+ * Everything runs on the thread that owns the script. */
+#include "transport/fake/fake.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <utlist.h>
+
+#include "base/assert.h"
+#include "transport/fake/fake_priv.h"
+
+#define NAME_MAGIC   0x6b7666616b653031ull /* of addresses and mkeys */
+#define DEFAULT_OPS  256u
+#define DEFAULT_SEED 0x9e3779b97f4a7c15ull
+
+/* An address or an mkey. */
+struct name {
+	uint64_t magic;
+	uint64_t dom;
+	uint64_t id; /* of the ep or mr */
+};
+
+/* Counts a call; the scripted -errno when it is the one that fails. */
+static int script_call(struct kvx_fake_script *script, enum kvx_fake_slot slot)
+{
+	const struct kvx_fake_fault *fault = &script->faults[slot];
+	unsigned nth = ++script->calls[slot];
+	bool fails =
+	    fault->nth != 0 && nth >= fault->nth && nth - fault->nth <= script->more_faults[slot];
+	return fails ? fault->err : 0;
+}
+
+static int fake_probe(const struct kvx_dom_conf *conf, struct kvx_why *why)
+{
+	if (conf->test == NULL)
+		return kvx_why(why, -ENODEV, "fake: no script");
+	int err = script_call(conf->test, KVX_FAKE_PROBE);
+	return err < 0 ? kvx_why(why, err, "fake: probe fails as scripted") : 0;
+}
+
+static void limits_fill(const struct kvx_fake_script *script, struct kvx_transport_limits *limits)
+{
+	*limits = script->limits;
+	if (limits->max_op_bytes == 0)
+		limits->max_op_bytes = 1u << 20;
+	if (limits->batch_bytes == 0)
+		limits->batch_bytes = 1u << 20;
+	if (limits->batch_ops == 0)
+		limits->batch_ops = 128;
+	if (limits->queue_batches == 0)
+		limits->queue_batches = 4;
+	limits->event_fd = -1;
+}
+
+static int fake_open(const struct kvx_dom_conf *conf, struct kvx_dom **out_dom,
+		     struct kvx_transport_limits *out_limits, struct kvx_why *why)
+{
+	struct kvx_fake_script *script = conf->test;
+	if (script == NULL)
+		return kvx_why(why, -EINVAL, "fake: no script");
+	int err = script_call(script, KVX_FAKE_OPEN);
+	if (err < 0)
+		return kvx_why(why, err, "fake: open fails as scripted");
+	struct kvx_dom *dom = calloc(1, sizeof(*dom));
+	if (dom == NULL)
+		return kvx_why(why, -ENOMEM, "fake: no memory for the domain");
+	dom->script = script;
+	dom->id = ++script->next_id;
+	dom->rng = script->seed * dom->id + DEFAULT_SEED;
+	DL_APPEND(script->doms, dom);
+	script->n_doms++;
+	limits_fill(script, out_limits);
+	*out_dom = dom;
+	return 0;
+}
+
+static void fake_close(struct kvx_dom *dom)
+{
+	kvx_assert(dom->eps == NULL && dom->mrs == NULL);
+	dom->script->n_doms--;
+	DL_DELETE(dom->script->doms, dom);
+	free(dom);
+}
+
+struct kvx_ep *fake_ep_find(const struct kvx_fake_script *script, uint64_t id)
+{
+	struct kvx_dom *dom;
+	struct kvx_ep *ep;
+	DL_FOREACH (script->doms, dom)
+		DL_FOREACH (dom->eps, ep)
+			if (ep->id == id)
+				return ep;
+	return NULL;
+}
+
+struct kvx_ep *fake_ep_peer(const struct kvx_ep *ep)
+{
+	struct kvx_ep *peer = fake_ep_find(ep->dom->script, ep->peer_id);
+	if (peer == NULL || peer->fenced || peer->state == FAKE_EP_DOWN || peer->dom->lost)
+		return NULL;
+	return peer;
+}
+
+static int fake_listen(struct kvx_dom *dom, struct kvx_ep **out_ep, void *addr, size_t *addr_len)
+{
+	struct kvx_fake_script *script = dom->script;
+	unsigned queue_ops = script->queue_ops ? script->queue_ops : DEFAULT_OPS;
+	int err = script_call(script, KVX_FAKE_LISTEN);
+	if (err < 0)
+		return err;
+	struct kvx_ep *ep = calloc(1, sizeof(*ep) + queue_ops * sizeof(ep->ops[0]));
+	if (ep == NULL)
+		return -ENOMEM;
+	ep->dom = dom;
+	ep->id = ++script->next_id;
+	ep->queue_ops = queue_ops;
+	ep->lease_ns = UINT64_MAX;
+	DL_APPEND(dom->eps, ep);
+	script->n_eps++;
+	struct name name = {NAME_MAGIC, dom->id, ep->id};
+	memcpy(addr, &name, sizeof(name));
+	*addr_len = sizeof(name);
+	*out_ep = ep;
+	return 0;
+}
+
+static int fake_connect(struct kvx_ep *ep, const void *addr, size_t addr_len)
+{
+	struct name name;
+	int err = script_call(ep->dom->script, KVX_FAKE_CONNECT);
+	if (err < 0)
+		return err;
+	if (ep->state != FAKE_EP_LOOPBACK || ep->n_ops > 0)
+		return -EISCONN;
+	if (addr_len != sizeof(name))
+		return -EINVAL;
+	memcpy(&name, addr, sizeof(name));
+	if (name.magic != NAME_MAGIC || name.id == ep->id)
+		return -EINVAL;
+	ep->peer_id = name.id;
+	ep->state = FAKE_EP_CONNECTING;
+	ep->up_ns = ep->dom->script->now_ns + ep->dom->script->latency_ns;
+	return 0;
+}
+
+void fake_mr_unref(struct kvx_mr *mr)
+{
+	if (--mr->n_refs == 0)
+		free(mr);
+}
+
+static int fake_mem_reg(struct kvx_dom *dom, const struct kvx_mem *mem, uint32_t rights,
+			struct kvx_mr **out_mr)
+{
+	int err = script_call(dom->script, KVX_FAKE_MEM_REG);
+	if (err < 0)
+		return err;
+	if (dom->lost)
+		return -ENODEV;
+	struct kvx_mr *mr = calloc(1, sizeof(*mr));
+	if (mr == NULL)
+		return -ENOMEM;
+	mr->dom = dom;
+	mr->id = ++dom->script->next_id;
+	mr->addr = mem->addr;
+	mr->len_bytes = mem->len_bytes;
+	mr->rights = rights;
+	mr->n_refs = 1;
+	DL_APPEND(dom->mrs, mr);
+	dom->script->n_mrs++;
+	*out_mr = mr;
+	return 0;
+}
+
+static void fake_mem_dereg(struct kvx_mr *mr)
+{
+	mr->dom->script->n_mrs--;
+	DL_DELETE(mr->dom->mrs, mr);
+	mr->id = 0;
+	mr->addr = NULL;
+	fake_mr_unref(mr);
+}
+
+static int fake_mkey_pack(const struct kvx_mr *mr, void *buf, size_t buf_bytes)
+{
+	struct name name = {NAME_MAGIC, mr->dom->id, mr->id};
+	int err = script_call(mr->dom->script, KVX_FAKE_MKEY_PACK);
+	if (err < 0)
+		return err;
+	if (buf_bytes < sizeof(name))
+		return -ENOSPC;
+	memcpy(buf, &name, sizeof(name));
+	return (int)sizeof(name);
+}
+
+/* The domain whose memory an ep reaches; NULL: none now. */
+static struct kvx_dom *ep_target(const struct kvx_ep *ep)
+{
+	if (ep->state == FAKE_EP_LOOPBACK)
+		return ep->dom;
+	if (ep->state == FAKE_EP_DOWN)
+		return NULL;
+	const struct kvx_ep *peer = fake_ep_peer(ep);
+	return peer == NULL ? NULL : peer->dom;
+}
+
+static int fake_rkey_unpack(struct kvx_ep *ep, const void *mkey, size_t len,
+			    struct kvx_rkey **out_rkey)
+{
+	struct name name;
+	struct kvx_mr *mr = NULL;
+	int err = script_call(ep->dom->script, KVX_FAKE_RKEY_UNPACK);
+	if (err < 0)
+		return err;
+	if (len != sizeof(name))
+		return -EINVAL;
+	memcpy(&name, mkey, sizeof(name));
+	struct kvx_dom *dom = ep_target(ep);
+	if (dom == NULL)
+		return -EHOSTDOWN;
+	if (name.magic == NAME_MAGIC && name.dom == dom->id)
+		DL_SEARCH_SCALAR(dom->mrs, mr, id, name.id);
+	if (mr == NULL)
+		return -EINVAL;
+	struct kvx_rkey *rkey = calloc(1, sizeof(*rkey));
+	if (rkey == NULL)
+		return -ENOMEM;
+	rkey->mr = mr;
+	rkey->script = dom->script;
+	mr->n_refs++;
+	dom->script->n_rkeys++;
+	*out_rkey = rkey;
+	return 0;
+}
+
+static void fake_rkey_free(struct kvx_rkey *rkey)
+{
+	rkey->script->n_rkeys--;
+	fake_mr_unref(rkey->mr);
+	free(rkey);
+}
+
+static void script_on_posted(struct kvx_fake_script *script, struct kvx_ep *ep)
+{
+	if (script->ep_down_at_op != 0 && script->n_ops == script->ep_down_at_op)
+		fake_ep_lose(ep, -EHOSTDOWN);
+	if (script->device_lost_at_op != 0 && script->n_ops == script->device_lost_at_op)
+		kvx_fake_device_lose(script, ep->dom);
+}
+
+static int fake_post(struct kvx_ep *ep, const struct kvx_op *ops, unsigned n)
+{
+	struct kvx_fake_script *script = ep->dom->script;
+	unsigned taken = 0;
+	int err = script_call(script, KVX_FAKE_POST);
+	if (err < 0)
+		return err;
+	if (ep->fenced)
+		return -ESHUTDOWN;
+	if (ep->dom->lost)
+		return -ENODEV;
+	if (ep->state == FAKE_EP_DOWN)
+		return ep->down_status;
+	if (ep->state == FAKE_EP_CONNECTING)
+		return -ENOTCONN;
+	if (script->post_max != 0 && n > script->post_max)
+		n = script->post_max;
+	while (taken < n && ep->n_ops < ep->queue_ops) {
+		fake_ep_add_op(ep, &ops[taken++]);
+		script_on_posted(script, ep);
+		if (ep->state == FAKE_EP_DOWN || ep->dom->lost)
+			break;
+	}
+	return (int)taken;
+}
+
+static int fake_progress(struct kvx_dom *dom, struct kvx_tevent *events, unsigned max)
+{
+	struct kvx_fake_script *script = dom->script;
+	struct kvx_ep *ep;
+	unsigned n = 0;
+	int err = script_call(script, KVX_FAKE_PROGRESS);
+	if (err < 0)
+		return err;
+	if (script->auto_advance) {
+		uint64_t next = kvx_fake_next_ns(script);
+		if (next != UINT64_MAX && next > script->now_ns)
+			script->now_ns = next;
+	}
+	fake_dom_settle(dom);
+	if (dom->tell_lost && n < max) {
+		dom->tell_lost = false;
+		events[n++] = (struct kvx_tevent){
+		    .kind = KVX_TEV_DEVICE_LOST, .status = -ENODEV, .text = "fake: device lost"};
+	}
+	DL_FOREACH (dom->eps, ep)
+		n = fake_ep_report(ep, events, n, max);
+	return (int)n;
+}
+
+static int fake_arm(struct kvx_dom *dom)
+{
+	const struct kvx_ep *ep;
+	int err = script_call(dom->script, KVX_FAKE_ARM);
+	if (err < 0)
+		return err;
+	if (dom->tell_lost)
+		return -EAGAIN;
+	DL_FOREACH (dom->eps, ep)
+		if (ep->n_ops > 0 || ep->tell_up || ep->tell_down ||
+		    ep->state == FAKE_EP_CONNECTING)
+			return -EAGAIN;
+	return 0;
+}
+
+static void ep_fence(struct kvx_ep *ep)
+{
+	if (ep->fenced)
+		return;
+	struct kvx_ep *peer = ep->state == FAKE_EP_UP ? fake_ep_peer(ep) : NULL;
+	ep->fenced = true;
+	fake_ep_cut(ep, -ECANCELED);
+	if (peer != NULL && peer->peer_id == ep->id)
+		fake_ep_lose(peer, -EHOSTDOWN);
+}
+
+static int fake_fence(struct kvx_ep *ep)
+{
+	int err = script_call(ep->dom->script, KVX_FAKE_FENCE);
+	if (err < 0)
+		return err;
+	ep_fence(ep);
+	return 0;
+}
+
+static void fake_ep_close(struct kvx_ep *ep)
+{
+	ep_fence(ep);           /* no-op but after a fence() that failed */
+	while (ep->n_ops > 0) { /* cut by the fence; nobody asked for their completions */
+		struct fake_op *fop = &ep->ops[--ep->n_ops];
+		fake_mr_unref(fop->op.local);
+		fake_mr_unref(fop->remote);
+		ep->dom->script->n_open_ops--;
+	}
+	DL_DELETE(ep->dom->eps, ep);
+	ep->dom->script->n_eps--;
+	free(ep);
+}
+
+static void fake_lease(struct kvx_ep *ep, uint64_t deadline_ns)
+{
+	ep->lease_ns = deadline_ns;
+}
+
+/* One step at a time, so that what lands does so in order of time over all domains. */
+void kvx_fake_advance(struct kvx_fake_script *script, uint64_t ns)
+{
+	uint64_t until = script->now_ns + ns;
+	struct kvx_dom *dom;
+	for (;;) {
+		uint64_t next = kvx_fake_next_ns(script);
+		if (next > until)
+			break;
+		if (next > script->now_ns)
+			script->now_ns = next;
+		DL_FOREACH (script->doms, dom)
+			fake_dom_settle(dom);
+		if (kvx_fake_next_ns(script) <= script->now_ns)
+			break; /* what is left is held by a lease */
+	}
+	script->now_ns = until;
+	DL_FOREACH (script->doms, dom)
+		fake_dom_settle(dom);
+}
+
+static uint64_t ep_next_ns(const struct kvx_ep *ep)
+{
+	uint64_t next = ep->state == FAKE_EP_CONNECTING ? ep->up_ns : UINT64_MAX;
+	for (unsigned i = 0; i < ep->n_ops; i++)
+		if (ep->ops[i].state == FAKE_OP_OPEN && ep->ops[i].due_ns < next)
+			next = ep->ops[i].due_ns;
+	return next;
+}
+
+uint64_t kvx_fake_next_ns(const struct kvx_fake_script *script)
+{
+	const struct kvx_dom *dom;
+	const struct kvx_ep *ep;
+	uint64_t next = UINT64_MAX;
+	DL_FOREACH (script->doms, dom) {
+		if (dom->lost)
+			continue;
+		DL_FOREACH (dom->eps, ep) {
+			uint64_t at = ep_next_ns(ep);
+			next = at < next ? at : next;
+		}
+	}
+	return next;
+}
+
+void kvx_fake_ep_lose(struct kvx_ep *ep, int status)
+{
+	fake_ep_lose(ep, status);
+}
+
+void kvx_fake_device_lose(struct kvx_fake_script *script, struct kvx_dom *dom)
+{
+	struct kvx_dom *each;
+	DL_FOREACH (script->doms, each) {
+		if (dom != NULL && dom != each)
+			continue;
+		each->tell_lost = !each->lost;
+		each->lost = true;
+	}
+}
+
+const struct kvx_transport_ops kvx_fake_ops = {
+    .name = "fake",
+    .caps = KVX_CAP_SAME_NODE | KVX_CAP_CROSS_NODE | KVX_CAP_CONNECT,
+    .probe = fake_probe,
+    .open = fake_open,
+    .close = fake_close,
+    .listen = fake_listen,
+    .connect = fake_connect,
+    .ep_close = fake_ep_close,
+    .mem_reg = fake_mem_reg,
+    .mem_dereg = fake_mem_dereg,
+    .mkey_pack = fake_mkey_pack,
+    .rkey_unpack = fake_rkey_unpack,
+    .rkey_free = fake_rkey_free,
+    .post = fake_post,
+    .progress = fake_progress,
+    .arm = fake_arm,
+    .fence = fake_fence,
+    .lease = fake_lease,
+};

@@ -1,0 +1,82 @@
+/* What the two halves of the fake transport share: objects (fake.c) and the movement of ops in
+ * virtual time (fake_link.c). */
+#ifndef KVX_FAKE_PRIV_H
+#define KVX_FAKE_PRIV_H
+
+#include "transport/fake/fake.h"
+
+struct kvx_mr {
+	struct kvx_dom *dom;
+	uint8_t *addr;
+	uint64_t len_bytes;
+	uint64_t id; /* 0: deregistered, kept for rkeys and open ops */
+	uint32_t rights;
+	unsigned n_refs;
+	struct kvx_mr *prev, *next;
+};
+
+struct kvx_rkey {
+	struct kvx_mr *mr;
+	struct kvx_fake_script *script;
+};
+
+enum fake_op_state {
+	FAKE_OP_OPEN,    /* not landed */
+	FAKE_OP_LANDED,  /* to be reported */
+	FAKE_OP_DROPPED, /* will not be reported but by a fence */
+};
+
+struct fake_op {
+	struct kvx_op op;
+	struct kvx_mr *remote;
+	uint64_t due_ns;
+	uint64_t nth; /* count over the script */
+	enum fake_op_state state;
+	int status;
+};
+
+enum fake_ep_state { FAKE_EP_LOOPBACK, FAKE_EP_CONNECTING, FAKE_EP_UP, FAKE_EP_DOWN };
+
+struct kvx_ep {
+	struct kvx_dom *dom;
+	struct kvx_ep *prev, *next;
+	uint64_t id;
+	enum fake_ep_state state;
+	bool fenced;
+	int down_status;
+	bool tell_up, tell_down; /* events to give */
+	uint64_t peer_id;        /* 0: loopback */
+	uint64_t up_ns;          /* CONNECTING: when it will be known */
+	uint64_t link_free_ns;   /* when the link has sent what it has */
+	uint64_t last_due_ns;
+	uint64_t lease_ns;
+	unsigned n_ops;     /* in ops[] */
+	unsigned queue_ops; /* of ops[] */
+	struct fake_op ops[];
+};
+
+struct kvx_dom {
+	struct kvx_fake_script *script;
+	struct kvx_dom *prev, *next;
+	uint64_t id;
+	uint64_t rng;
+	bool lost, tell_lost;
+	struct kvx_ep *eps;
+	struct kvx_mr *mrs;
+};
+
+void fake_mr_unref(struct kvx_mr *mr);
+/* NULL: not there (any more). */
+struct kvx_ep *fake_ep_find(const struct kvx_fake_script *script, uint64_t id);
+/* The other end of a connected ep, if it is there and not fenced. */
+struct kvx_ep *fake_ep_peer(const struct kvx_ep *ep);
+void fake_ep_add_op(struct kvx_ep *ep, const struct kvx_op *op);
+/* Everything open ends with status; none of it lands any more. */
+void fake_ep_cut(struct kvx_ep *ep, int status);
+void fake_ep_lose(struct kvx_ep *ep, int status);
+/* Lets what is due at script->now_ns happen in this domain. */
+void fake_dom_settle(struct kvx_dom *dom);
+/* Fills events of this ep; returns the new number in use. */
+unsigned fake_ep_report(struct kvx_ep *ep, struct kvx_tevent *events, unsigned n, unsigned max);
+
+#endif

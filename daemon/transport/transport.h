@@ -1,0 +1,166 @@
+/* The data-plane contract: what a transport backend does, and nothing else.
+ *
+ * A backend moves bytes between registered memory of this process and registered memory that it
+ * reaches through an endpoint. It has no threads, keeps no queue of its own beyond what it has
+ * taken from post(), decides no policy and never calls back. Everything but probe() is called on
+ * the one worker thread that owns the domain.
+ *
+ *   domain (dom)  a device or fabric domain with its memory table; one worker owns it
+ *   ep            one end of a lane, or the loopback of a same-node transport
+ *   mr            memory registered in a domain; with it go the rights that remote ends have
+ *   mkey          bytes that name an mr to another domain; they travel in the peer protocol
+ *   rkey          a mkey unpacked for one ep
+ *
+ * Completion: an op is done when its bytes are visible at the destination (delivery, not "sent");
+ * only then may OP_DONE be reported with status 0. An op that failed may have moved any part of its
+ * bytes, but once its OP_DONE was reported none of them lands any more: a backend that cannot
+ * promise this for an error reports it only from fence().
+ */
+#ifndef KVX_TRANSPORT_H
+#define KVX_TRANSPORT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/roles.h"
+#include "mem/mem.h"
+
+#define KVX_TRANSPORT_ADDR_MAX 256
+#define KVX_TRANSPORT_MKEY_MAX 128
+
+/* Backends define the bodies; each begins with what is shown. */
+struct kvx_dom;
+struct kvx_ep;
+struct kvx_mr;
+struct kvx_rkey;
+
+enum kvx_op_kind { KVX_OP_READ = 1, KVX_OP_WRITE = 2 };
+
+/* One contiguous copy. 56 bytes: batches of them are the hot data of the daemon. */
+struct kvx_op {
+	struct kvx_mr *local;
+	struct kvx_rkey *remote;
+	uint64_t local_offset;  /* bytes from the start of the mr */
+	uint64_t remote_offset; /* bytes from the start of the remote mr */
+	uint64_t len_bytes;     /* 1 .. limits.max_op_bytes */
+	uint64_t cookie;        /* comes back in OP_DONE; ops of one batch share it */
+	uint32_t kind;          /* enum kvx_op_kind */
+	uint32_t flags;         /* 0 */
+};
+
+enum kvx_tevent_kind {
+	KVX_TEV_OP_DONE, /* n_ops ops with `cookie` are done with `status` */
+	KVX_TEV_EP_UP,   /* the ep can take ops */
+	KVX_TEV_EP_DOWN, /* the ep is lost; every op it had taken has been or will be reported with
+			    an error */
+	KVX_TEV_EP_INCOMING, /* a remote end has connected to listen(); ep is new and belongs to the
+				caller */
+	KVX_TEV_DEVICE_LOST, /* the domain is unusable: close it */
+};
+struct kvx_tevent {
+	enum kvx_tevent_kind kind;
+	int status;        /* 0 or -errno */
+	int vendor_code;   /* the library's or device's own code; 0: none */
+	uint32_t n_ops;    /* OP_DONE: how many, > 0 */
+	uint64_t cookie;   /* OP_DONE */
+	struct kvx_ep *ep; /* EP_* */
+	const char *text;  /* static string, or NULL */
+};
+
+/* What a backend says of itself: flags, and limits read from the device, never assumed. */
+enum kvx_transport_caps {
+	KVX_CAP_SAME_NODE = 1u << 0,  /* reaches memory of this process's domains */
+	KVX_CAP_CROSS_NODE = 1u << 1, /* reaches other nodes through connect() */
+	KVX_CAP_CONNECT =
+	    1u << 2, /* connect() needs the other side's address (both sides connect) */
+	KVX_CAP_EVENT_FD = 1u << 3, /* limits.event_fd and arm() can wake a sleeping worker */
+	KVX_CAP_CPU_COPY =
+	    1u << 4, /* progress() moves the bytes itself: more domains, more speed */
+};
+struct kvx_transport_limits {
+	uint64_t max_op_bytes;  /* longest op that post() takes */
+	uint64_t batch_bytes;   /* what the scheduler should put into one batch, at best */
+	uint32_t batch_ops;     /* likewise, in ops */
+	uint32_t queue_batches; /* batches worth having in flight per ep */
+	int event_fd; /* KVX_CAP_EVENT_FD: pollable once arm() said 0; else -1. The domain owns it.
+		       */
+};
+
+struct kvx_dom_conf {
+	const char *bind_host;         /* node transports: address to listen on */
+	const char *provider;          /* fabric: provider name */
+	uint64_t copy_nt_min_bytes;    /* copy: shortest op copied with non-temporal stores;
+					  UINT64_MAX: never */
+	uint64_t fabric_message_bytes; /* fabric: size of a packed message */
+	uint32_t fabric_queue;         /* fabric: messages in flight per ep */
+	uint64_t fabric_rma_min_bytes; /* fabric: ops of at least this go by RMA where the provider
+					  has it; UINT64_MAX: never */
+	uint32_t mem_kinds; /* bit set (1 << enum kvx_mem_kind) of memory this node may register */
+	void *test;         /* fake: its script */
+};
+
+/* At most 16 slots, all filled. */
+struct kvx_transport_ops {
+	const char *name;
+	uint32_t caps;
+
+	/* Usable on this node? 0 or -errno with the reason. Any thread, before any other call. */
+	int (*probe)(const struct kvx_dom_conf *conf, struct kvx_why *why);
+	int (*open)(const struct kvx_dom_conf *conf, struct kvx_dom **out_dom,
+		    struct kvx_transport_limits *out_limits, struct kvx_why *why);
+	void (*close)(struct kvx_dom *dom); /* eps, mrs, rkeys are gone before */
+
+	/* Makes the ep of one lane. listen: a new ep and the address that the other side connects
+	 * to; connect: gives an ep the other side's address, ends in EP_UP or EP_DOWN. Same-node
+	 * transports: listen gives an ep that is up. */
+	int (*listen)(struct kvx_dom *dom, struct kvx_ep **out_ep, void *addr, size_t *addr_len);
+	int (*connect)(struct kvx_ep *ep, const void *addr, size_t addr_len);
+	void (*ep_close)(
+	    struct kvx_ep *ep); /* after fence(); frees it; rkeys of it are gone before */
+
+	/* rights: KVX_ACCESS_* that remote ends get. mem_dereg: a fence for inbound access to this
+	 * mr, except for ops that the transport moves by RMA (they are drained before by the
+	 * withdraw protocol, or cut by fence()). */
+	int (*mem_reg)(struct kvx_dom *dom, const struct kvx_mem *mem, uint32_t rights,
+		       struct kvx_mr **out_mr);
+	void (*mem_dereg)(struct kvx_mr *mr);
+	int (*mkey_pack)(const struct kvx_mr *mr, void *buf,
+			 size_t buf_bytes); /* length or -ENOSPC */
+	int (*rkey_unpack)(struct kvx_ep *ep, const void *mkey, size_t len,
+			   struct kvx_rkey **out_rkey); /* -EINVAL: not one */
+	void (*rkey_free)(struct kvx_rkey *rkey);
+
+	/* Takes the first ops of the array, in order; returns how many it took (0..n; fewer than n:
+	 * try the rest after progress), or -errno when the ep is not usable and none was taken.
+	 * Every op taken gets its OP_DONE. */
+	int (*post)(struct kvx_ep *ep, const struct kvx_op *ops, unsigned n);
+	/* Moves things on, never blocks; fills at most max events and returns how many. */
+	int (*progress)(struct kvx_dom *dom, struct kvx_tevent *events, unsigned max);
+
+	/* Makes limits.event_fd fire at the next need for progress(): 0, or -EAGAIN when there is
+	 * work now (call progress instead of sleeping). Without KVX_CAP_EVENT_FD: 0 when no op is
+	 * open, else -EAGAIN. */
+	int (*arm)(struct kvx_dom *dom);
+
+	/* The hard fence. After it returns no byte can land or be read through this ep, in either
+	 * direction; ops still open are reported by progress() with -ECANCELED; the ep takes no
+	 * more ops. Idempotent. */
+	int (*fence)(struct kvx_ep *ep);
+
+	/* Lets inbound access through this ep go on until deadline_ns (monotonic); past it the
+	 * backend lets nothing land or be read until it is extended. UINT64_MAX: no limit. Backends
+	 * without KVX_CAP_CROSS_NODE ignore it. */
+	void (*lease)(struct kvx_ep *ep, uint64_t deadline_ns);
+};
+
+/* Every backend of this build, best first for the same pair of ends; ends with NULL. Checks at the
+ * first call that caps and slots agree. The only place that knows backend names. */
+const struct kvx_transport_ops *const *kvx_transport_registry(void);
+const struct kvx_transport_ops *kvx_transport_find(const char *name); /* NULL: unknown */
+
+extern const struct kvx_transport_ops kvx_copy_ops;
+extern const struct kvx_transport_ops kvx_fabric_ops;
+extern const struct kvx_transport_ops kvx_fake_ops; /* tests only: not in the registry */
+
+#endif
