@@ -1,0 +1,136 @@
+/* Workers: the data-plane threads. A worker owns one transport domain: it opens it, runs commands
+ * against it, posts batches, makes progress and gives everything back through its completion ring.
+ * The loop never waits for it.
+ *
+ * The loop submits commands (struct kvx_cmd, owned by the loop again once `done` runs) into the
+ * submit ring; the worker returns each exactly once; kvx_worker_drain() runs `done` on the loop.
+ * News that nobody asked for (an ep lost, a device lost) come as notes through the same ring.
+ */
+#ifndef KVX_WORKER_H
+#define KVX_WORKER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/metrics.h"
+#include "base/roles.h"
+#include "transport/transport.h"
+
+#define KVX_BATCH_OPS 128
+
+enum kvx_work_kind {
+	KVX_WORK_BATCH,      /* struct kvx_batch: post its ops; back when all are done */
+	KVX_CMD_LISTEN,      /* -> ep, addr, addr_len */
+	KVX_CMD_CONNECT,     /* ep, addr, addr_len; done when EP_UP or EP_DOWN came: status */
+	KVX_CMD_EP_CLOSE,    /* fence, complete its batches (and CONNECT) with -ECANCELED, close;
+				status: what fence() said, the ep is gone in any case */
+	KVX_CMD_FENCE,       /* fence only: the ep stays, its batches and CONNECT come back with
+				-ECANCELED, as does every later one */
+	KVX_CMD_LEASE,       /* ep, lease_ns */
+	KVX_CMD_MEM_REG,     /* mem, rights -> mr, mkey, mkey_len */
+	KVX_CMD_MEM_DEREG,   /* mr */
+	KVX_CMD_RKEY_UNPACK, /* ep, mkey, mkey_len -> rkey */
+	KVX_CMD_RKEY_FREE,   /* rkey */
+	KVX_CMD_NOTE,        /* worker -> loop only: event */
+};
+
+/* What the rings carry: the first member of commands and batches. */
+struct kvx_work {
+	enum kvx_work_kind kind;
+	struct kvx_work *next; /* the worker's, while it has the work */
+};
+
+struct kvx_cmd;
+typedef void (*kvx_cmd_done_cb)(
+    struct kvx_cmd *cmd); /* on the loop, once, never before submit has returned */
+
+struct kvx_cmd {
+	struct kvx_work work;
+	int status;       /* out: 0 or -errno */
+	int vendor_code;  /* out */
+	const char *text; /* out: static string or NULL */
+	kvx_cmd_done_cb done;
+	struct kvx_worker *worker; /* set by submit */
+	/* in and out, by kind */
+	struct kvx_ep *ep;
+	struct kvx_mr *mr;
+	struct kvx_rkey *rkey;
+	const struct kvx_mem *mem;
+	uint32_t rights;
+	uint64_t lease_ns;
+	size_t len;                            /* of bytes[] in use */
+	uint8_t bytes[KVX_TRANSPORT_ADDR_MAX]; /* address or mkey */
+	struct kvx_tevent event;               /* NOTE */
+};
+
+/* The unit of scheduling: ops of one transfer for one ep. From the scheduler's pool. */
+struct kvx_batch {
+	struct kvx_work work;
+	struct kvx_worker *worker;
+	struct kvx_ep *ep;
+	void *owner;                           /* the scheduler's item */
+	void (*done)(struct kvx_batch *batch); /* on the loop, once */
+	uint64_t bytes;                        /* sum of the ops */
+	uint32_t n_ops;
+	uint32_t n_posted;                /* the worker's */
+	uint32_t n_done;                  /* the worker's */
+	int status;                       /* out: 0, or the first error */
+	int vendor_code;                  /* out */
+	const char *text;                 /* out */
+	uint64_t first_ns;                /* out: first op taken by the transport */
+	uint64_t last_ns;                 /* out: last op done */
+	struct kvx_op ops[KVX_BATCH_OPS]; /* cookie: set by the worker */
+};
+
+struct kvx_worker_conf {
+	const char *name; /* thread name, at most 15 bytes: "kvx-copy0" */
+	const struct kvx_transport_ops *ops;
+	struct kvx_dom_conf dom;
+	unsigned ring_depth; /* commands and batches in flight; sizes both rings */
+	unsigned spin_us;    /* how long to poll after the last piece of work before sleeping */
+	bool threaded; /* false: no thread, the owner calls kvx_worker_pump() (tests, inline copies)
+			*/
+	void (*doorbell)(
+	    void *arg); /* worker thread: "there is something to drain"; NULL when not threaded */
+	void *doorbell_arg;
+	void (*note)(void *arg, const struct kvx_tevent *event); /* on the loop, from drain */
+	void *note_arg;
+};
+
+struct kvx_worker;
+
+/* Starts the thread and opens the domain in it; returns when that is done (start-up only: it
+ * blocks). */
+int kvx_worker_open(const struct kvx_worker_conf *conf, struct kvx_worker **out_worker,
+		    struct kvx_why *why) KVX_ON_LOOP;
+/* Stops the thread and closes the domain. Everything submitted must have come back. */
+void kvx_worker_close(struct kvx_worker *worker) KVX_ON_LOOP;
+
+/* Neither blocks. 0, or -EAGAIN when ring_depth commands are in flight. Wakes the worker if it
+ * sleeps. */
+int kvx_worker_submit(struct kvx_worker *worker, struct kvx_cmd *cmd) KVX_ON_LOOP;
+int kvx_worker_submit_batch(struct kvx_worker *worker, struct kvx_batch *batch) KVX_ON_LOOP;
+/* Runs the done callbacks of what came back. Returns how many. */
+unsigned kvx_worker_drain(struct kvx_worker *worker) KVX_ON_LOOP;
+/* Not threaded only: one turn of the worker (commands, post, progress). Returns whether it did
+ * anything. */
+bool kvx_worker_pump(struct kvx_worker *worker) KVX_ON_LOOP;
+
+const struct kvx_transport_ops *kvx_worker_ops(const struct kvx_worker *worker);
+const struct kvx_transport_limits *kvx_worker_limits(const struct kvx_worker *worker);
+unsigned kvx_worker_in_flight(const struct kvx_worker *worker) KVX_ON_LOOP;
+
+/* Written by the worker, read by the loop. */
+struct kvx_worker_stats {
+	struct kvx_counter ops;
+	struct kvx_counter bytes;
+	struct kvx_counter batches;
+	struct kvx_counter errors;
+	struct kvx_counter sleeps;
+	struct kvx_counter short_posts; /* post() took fewer than offered */
+	struct kvx_counter late_dones;  /* OP_DONE for a batch that had come back already: dropped
+					 */
+};
+const struct kvx_worker_stats *kvx_worker_stats(const struct kvx_worker *worker);
+
+#endif
