@@ -1,0 +1,148 @@
+/* Node, inside: shared by node.c (open, close, drain), node_lane.c (the copy lane and its reset),
+ * node_reg.c (regions in), retire.c (regions out) and node_target.c (targets of own regions). */
+#ifndef KVX_NODE_PRIV_H
+#define KVX_NODE_PRIV_H
+
+#include "base/sm.h"
+#include "xfer/node.h"
+#include "xfer/reg.h"
+
+#define NODE_MAX_COPY_WORKERS 8
+
+/* One transport domain; its index is the dom_index. */
+struct node_dom {
+	struct kvx_worker *worker;
+	char name[16];
+	bool threaded;
+};
+
+/* The copy lane: UP, or in one of the steps of a reset. The order is what makes it safe: no key is
+ * freed while a batch is out, no ep closed while it has keys. */
+enum node_lane_state {
+	NODE_LANE_UP,
+	NODE_LANE_FENCING,  /* FENCE on every outlet */
+	NODE_LANE_DRAINING, /* batches come back */
+	NODE_LANE_KEYS,     /* targets give their rkeys back */
+	NODE_LANE_CLOSING,  /* EP_CLOSE */
+	NODE_LANE_LISTENING,
+	NODE_LANE_DOWN, /* listening failed, or the node closes */
+};
+struct node_lane_cmd {
+	struct kvx_cmd cmd;
+	struct kvx_node *node;
+	struct kvx_outlet *outlet;
+};
+struct node_lane {
+	struct kvx_lane lane;
+	struct kvx_outlet inline_outlet;
+	struct kvx_sm sm;
+	unsigned n_pending;
+	int status; /* of the first command of a step that failed */
+	bool stepping;
+	unsigned n_cmds;
+	struct node_lane_cmd cmds[NODE_MAX_COPY_WORKERS + 1];
+};
+
+struct node_region;
+
+/* A target of an own region. Converges on what is wanted of it: with rkeys while it is used and the
+ * lane is up, without them otherwise. */
+struct node_target {
+	struct kvx_target target;
+	struct kvx_node *node;
+	struct node_region *nr; /* NULL once it has let go of the region */
+	bool dying;             /* no references */
+	bool closing;           /* the region closes, and no transfer is left */
+	bool failed;            /* a key could not be made */
+	bool have_keys;
+	uint64_t key_generation; /* of the lane, when the keys were asked for */
+	unsigned n_pending;
+	int status;
+	const char *text;
+	struct node_target_cmd {
+		struct kvx_cmd cmd;
+		struct node_target *nt;
+		unsigned dom;
+	} cmds[NODE_MAX_COPY_WORKERS + 1];
+};
+
+enum node_region_state {
+	NODE_REGION_MAPPING,
+	NODE_REGION_REGISTERING,
+	NODE_REGION_LIVE,
+	NODE_REGION_DRAINING,    /* its transfers end */
+	NODE_REGION_WITHDRAWING, /* peers stop using it */
+	NODE_REGION_KEYS,        /* same-node rkeys are freed */
+	NODE_REGION_DEREG,
+	NODE_REGION_UNMAPPING,
+	NODE_REGION_GONE,
+};
+
+struct node_region_dom {
+	struct kvx_reg reg;
+	struct kvx_cmd cmd;
+	struct node_region *nr;
+	unsigned dom;
+};
+
+/* What the node knows of a region: region->retire. From kvx_node_region_open() until it failed or
+ * the region was removed. */
+struct node_region {
+	struct kvx_node *node;
+	struct kvx_region *region;
+	struct kvx_sm sm;
+	struct kvx_job job;
+	kvx_region_cb open_cb; /* NULL once it ran */
+	void *open_arg;
+	kvx_region_closed_cb closed_cb;
+	void *closed_arg;
+	int status; /* of a failed open; else of the close */
+	struct kvx_why why;
+	unsigned n_pending; /* commands */
+	bool withdrawn;
+	bool stepping;
+	struct node_target *target; /* the one that is shared; NULL: none */
+	unsigned n_targets;         /* that hold on to it, dying ones too */
+	struct kvx_xfers_watch watch;
+	unsigned n_doms;
+	struct node_region_dom doms[];
+};
+
+struct kvx_node {
+	struct kvx_node_conf conf;
+	struct node_dom doms[KVX_MAX_DOMAINS];
+	unsigned n_doms;
+	int inline_dom, peer_dom; /* -1: none */
+	struct kvx_why peer_why;
+	struct kvx_scheds *scheds;
+	struct kvx_xfers *xfers;
+	struct kvx_regions *regions;
+	struct kvx_jobs *jobs;
+	bool draining;
+	struct node_lane copy;
+	struct kvx_target *targets;        /* of struct node_target */
+	struct kvx_work *kept, *kept_last; /* commands that found a full ring */
+	struct kvx_node_peer_hooks peers;  /* all NULL: none */
+};
+
+/* node_lane.c */
+int node_lane_open(struct kvx_node *node, struct kvx_why *why); /* workers are open; waits */
+void node_lane_close(struct kvx_node *node);                    /* waits */
+void node_lane_reset(struct kvx_node *node, const char *cause);
+void node_lane_step(struct kvx_node *node);
+/* node.c: turns of everything until done(node), for start-up and shutdown only. */
+void node_wait(struct kvx_node *node, bool (*done)(struct kvx_node *node));
+
+/* retire.c */
+void node_region_step(struct node_region *nr);
+/* node_reg.c */
+void node_region_deregister(struct node_region *nr);
+void node_region_unmap(struct node_region *nr);
+void node_region_fail_open(struct node_region *nr);
+
+/* node_target.c */
+void node_target_step(struct node_target *nt);
+/* The lane has been reset or is up again; all of them. Returns how many still have keys. */
+unsigned node_targets_step(struct kvx_node *node);
+
+#endif

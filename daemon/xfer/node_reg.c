@@ -1,0 +1,204 @@
+/* Regions in: maps a region on the job thread and registers it in every transport domain, all
+ * domains at once; and the way back of both, which a failed open and a retired region share. Loop
+ * thread; what blocks runs on the job thread or on the workers. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "base/log.h"
+#include "xfer/node_priv.h"
+
+#define BIT(state) (1u << (state))
+
+static const struct kvx_sm_state region_states[] = {
+    [NODE_REGION_MAPPING] = {"mapping", BIT(NODE_REGION_REGISTERING) | BIT(NODE_REGION_GONE)},
+    [NODE_REGION_REGISTERING] = {"registering", BIT(NODE_REGION_LIVE) | BIT(NODE_REGION_DEREG)},
+    [NODE_REGION_LIVE] = {"live", BIT(NODE_REGION_DRAINING)},
+    [NODE_REGION_DRAINING] = {"draining", BIT(NODE_REGION_WITHDRAWING)},
+    [NODE_REGION_WITHDRAWING] = {"withdrawing", BIT(NODE_REGION_KEYS)},
+    [NODE_REGION_KEYS] = {"freeing keys", BIT(NODE_REGION_DEREG)},
+    [NODE_REGION_DEREG] = {"deregistering", BIT(NODE_REGION_UNMAPPING)},
+    [NODE_REGION_UNMAPPING] = {"unmapping", BIT(NODE_REGION_GONE)},
+    [NODE_REGION_GONE] = {"gone", 0},
+};
+static const struct kvx_sm_conf region_sm_conf = {"region", region_states, 9};
+
+static struct node_region *nr_of_job(struct kvx_job *job)
+{
+	return (struct node_region *)((char *)job - offsetof(struct node_region, job));
+}
+
+static struct node_region_dom *dom_of_cmd(struct kvx_cmd *cmd)
+{
+	return (struct node_region_dom *)((char *)cmd - offsetof(struct node_region_dom, cmd));
+}
+
+static void nr_command(struct node_region_dom *d, enum kvx_work_kind kind, kvx_cmd_done_cb done)
+{
+	memset(&d->cmd, 0, sizeof(d->cmd));
+	d->cmd.work.kind = kind;
+	d->cmd.done = done;
+	d->nr->n_pending++;
+}
+
+void node_region_fail_open(struct node_region *nr)
+{
+	struct kvx_region *region = nr->region;
+	kvx_sm_move(&nr->sm, NODE_REGION_GONE);
+	region->retire = NULL;
+	nr->open_cb(nr->open_arg, region, nr->status, nr->why.text);
+	free(nr);
+}
+
+static void region_on_registered(struct node_region *nr)
+{
+	struct kvx_region *region = nr->region;
+	if (nr->status != 0) {
+		kvx_sm_move(&nr->sm, NODE_REGION_DEREG);
+		node_region_deregister(nr);
+		node_region_step(nr);
+		return;
+	}
+	kvx_sm_move(&nr->sm, NODE_REGION_LIVE);
+	region->state = KVX_REGION_LIVE;
+	kvx_region_cb cb = nr->open_cb;
+	nr->open_cb = NULL;
+	cb(nr->open_arg, region, 0, "");
+}
+
+static void region_on_mem_reg(struct kvx_cmd *cmd)
+{
+	struct node_region_dom *d = dom_of_cmd(cmd);
+	struct node_region *nr = d->nr;
+	if (cmd->status == 0) {
+		d->reg.mr = cmd->mr;
+		d->reg.mkey_len = cmd->len;
+		kvx_assert(cmd->len <= sizeof(d->reg.mkey));
+		memcpy(d->reg.mkey, cmd->bytes, cmd->len);
+		nr->region->reg[d->dom] = &d->reg;
+	} else if (nr->status == 0) {
+		nr->status = cmd->status;
+		kvx_why(&nr->why, 0, "%s: registering the memory failed: %s",
+			kvx_worker_ops(cmd->worker)->name,
+			cmd->text != NULL ? cmd->text : strerror(-cmd->status));
+	}
+	if (--nr->n_pending == 0)
+		region_on_registered(nr);
+}
+
+static void region_map_run(struct kvx_job *job)
+{
+	struct node_region *nr = nr_of_job(job);
+	struct kvx_mem *mem = &nr->region->mem;
+	nr->status = mem->ops->map(mem, &nr->why);
+}
+
+static void region_map_done(struct kvx_job *job)
+{
+	struct node_region *nr = nr_of_job(job);
+	struct kvx_node *node = nr->node;
+	if (nr->status != 0) {
+		node_region_fail_open(nr);
+		return;
+	}
+	kvx_sm_move(&nr->sm, NODE_REGION_REGISTERING);
+	for (unsigned i = 0; i < nr->n_doms; i++) {
+		struct node_region_dom *d = &nr->doms[i];
+		nr_command(d, KVX_CMD_MEM_REG, region_on_mem_reg);
+		d->cmd.mem = &nr->region->mem;
+		d->cmd.rights = nr->region->access;
+	}
+	for (unsigned i = 0; i < nr->n_doms; i++)
+		kvx_node_submit(node, node->doms[i].worker, &nr->doms[i].cmd);
+}
+
+static void region_on_mem_dereg(struct kvx_cmd *cmd)
+{
+	struct node_region *nr = dom_of_cmd(cmd)->nr;
+	nr->n_pending--;
+	node_region_step(nr);
+}
+
+/* Undoes MEM_REG wherever it was done; ends in node_region_step(). */
+void node_region_deregister(struct node_region *nr)
+{
+	struct kvx_node *node = nr->node;
+	for (unsigned i = 0; i < nr->n_doms; i++) {
+		struct node_region_dom *d = &nr->doms[i];
+		if (d->reg.mr == NULL)
+			continue;
+		nr_command(d, KVX_CMD_MEM_DEREG, region_on_mem_dereg);
+		d->cmd.mr = d->reg.mr;
+		d->reg.mr = NULL;
+		nr->region->reg[d->dom] = NULL;
+		kvx_node_submit(node, node->doms[d->dom].worker, &d->cmd);
+	}
+}
+
+static void region_unmap_run(struct kvx_job *job)
+{
+	struct kvx_mem *mem = &nr_of_job(job)->region->mem;
+	mem->ops->unmap(mem);
+}
+
+static void region_unmap_done(struct kvx_job *job)
+{
+	struct node_region *nr = nr_of_job(job);
+	struct kvx_node *node = nr->node;
+	if (nr->open_cb != NULL) {
+		node_region_fail_open(nr);
+		return;
+	}
+	uint64_t id = nr->region->id;
+	kvx_sm_move(&nr->sm, NODE_REGION_GONE);
+	kvx_debug("node: region %" PRIu64 ": gone", id);
+	kvx_region_remove(node->regions, nr->region);
+	nr->closed_cb(nr->closed_arg, id);
+	free(nr);
+}
+
+void node_region_unmap(struct node_region *nr)
+{
+	nr->job.run = region_unmap_run;
+	nr->job.done = region_unmap_done;
+	kvx_jobs_submit(nr->node->jobs, &nr->job);
+}
+
+int kvx_node_region_open(struct kvx_node *node, struct kvx_region *region, kvx_region_cb cb,
+			 void *arg)
+{
+	struct node_region *nr =
+	    calloc(1, sizeof(*nr) + node->n_doms * sizeof(struct node_region_dom));
+	if (nr == NULL)
+		return -ENOMEM;
+	kvx_assert(region->state == KVX_REGION_MAPPING && region->retire == NULL);
+	nr->node = node;
+	nr->region = region;
+	nr->open_cb = cb;
+	nr->open_arg = arg;
+	nr->n_doms = node->n_doms;
+	for (unsigned i = 0; i < nr->n_doms; i++) {
+		nr->doms[i].nr = nr;
+		nr->doms[i].dom = i;
+	}
+	kvx_sm_init(&nr->sm, &region_sm_conf, NODE_REGION_MAPPING);
+	region->retire = nr;
+	nr->job.run = region_map_run;
+	nr->job.done = region_map_done;
+	kvx_jobs_submit(node->jobs, &nr->job);
+	return 0;
+}
+
+int kvx_node_region_mkey(const struct kvx_region *region, unsigned dom_index, const void **out_mkey,
+			 size_t *out_len)
+{
+	const struct kvx_reg *reg = dom_index < KVX_MAX_DOMAINS ? region->reg[dom_index] : NULL;
+	if (reg == NULL)
+		return -ENOENT;
+	*out_mkey = reg->mkey;
+	*out_len = reg->mkey_len;
+	return 0;
+}

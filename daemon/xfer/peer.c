@@ -1,0 +1,540 @@
+/* The table of peers: opening and closing, one peer's life (found, dialed, up, lost, forgotten),
+ * and what the node asks of it. Loop thread. Each peer has one timer, from which peer_step() does
+ * all that is due, reading from top to bottom; peers are freed nowhere else. */
+#include "xfer/peer_priv.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <utlist.h>
+
+#include "base/log.h"
+
+/* small things */
+
+uint64_t peer_now(const struct kvx_peers *peers)
+{
+	return kvx_timers_now(peers->conf.timers);
+}
+
+void peer_text(char *dst, size_t size, const char *src)
+{
+	size_t n = 0;
+
+	for (; src[n] != '\0' && n + 1 < size; n++)
+		dst[n] = (unsigned char)src[n] < 0x20 || src[n] == 0x7f ? '?' : src[n];
+	dst[n] = '\0';
+}
+
+void peer_note_error(struct kvx_peer *peer, const char *fmt, ...)
+{
+	va_list args;
+
+	va_start(args, fmt);
+	vsnprintf(peer->last_error, sizeof(peer->last_error), fmt, args);
+	va_end(args);
+}
+
+bool peer_is_lower(const struct kvx_peer *peer)
+{
+	return memcmp(peer->peers->conf.node_id, peer->id, KVX_NODE_ID_BYTES) < 0;
+}
+
+/* splitmix64: only for jitter */
+static uint64_t peers_random(struct kvx_peers *peers)
+{
+	uint64_t z = (peers->random += 0x9e3779b97f4a7c15u);
+
+	z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+	z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+	return z ^ (z >> 31);
+}
+
+/* Exponential with jitter: between half and all of min * 2^n, at most max. */
+uint64_t peer_backoff_ns(struct kvx_peers *peers, unsigned n_failed)
+{
+	uint64_t ms = peers->conf.reconnect_min_ms;
+	uint64_t ns;
+
+	for (unsigned i = 0; i < n_failed && ms < peers->conf.reconnect_max_ms; i++)
+		ms *= 2;
+	if (ms > peers->conf.reconnect_max_ms)
+		ms = peers->conf.reconnect_max_ms;
+	ns = ms * KVX_MS;
+	return ns / 2 + peers_random(peers) % (ns / 2 + 1);
+}
+
+void peers_kick(struct kvx_peers *peers)
+{
+	if (peers->kick_open)
+		uv_async_send(&peers->kick);
+}
+
+struct kvx_peer *peer_find(const struct kvx_peers *peers, const uint8_t id[KVX_NODE_ID_BYTES])
+{
+	struct kvx_peer *peer = NULL;
+
+	HASH_FIND(hh, peers->table, id, KVX_NODE_ID_BYTES, peer);
+	return peer;
+}
+
+/* one peer */
+
+static void peer_on_timer(struct kvx_timer *timer);
+
+static void peer_start_timer(struct kvx_peer *peer, uint64_t delay_ns)
+{
+	if (kvx_timer_start(peer->peers->conf.timers, &peer->timer, delay_ns, peer_on_timer) == 0)
+		return;
+	peer->peers->steps_owed = true; /* no memory: the kick steps all peers */
+	peers_kick(peer->peers);
+}
+
+void peer_wake(struct kvx_peer *peer)
+{
+	if (!peer->stepping)
+		peer_start_timer(peer, 0);
+	peer->woken = true;
+}
+
+int peer_get(struct kvx_peers *peers, const uint8_t id[KVX_NODE_ID_BYTES], const char *addr,
+	     struct kvx_peer **out_peer, struct kvx_why *why)
+{
+	struct kvx_peer *peer = peer_find(peers, id);
+	int err;
+
+	if (peer != NULL) {
+		*out_peer = peer;
+		return 0;
+	}
+	if (HASH_COUNT(peers->table) >= peers->conf.max_peers)
+		return kvx_why(why, -EDQUOT, "limit reached: %u peers", peers->conf.max_peers);
+	peer = calloc(1, sizeof(*peer));
+	if (peer == NULL)
+		return kvx_why(why, -ENOMEM, "out of memory");
+	peer->magic = PEER_MAGIC;
+	peer->peers = peers;
+	memcpy(peer->id, id, KVX_NODE_ID_BYTES);
+	for (unsigned i = 0; i < KVX_NODE_ID_BYTES; i++)
+		snprintf(peer->name + 2 * i, 3, "%02x", id[i]);
+	snprintf(peer->addr, sizeof(peer->addr), "%s", addr);
+	err = lane_init(peer);
+	if (err < 0) {
+		free(peer);
+		return kvx_why(why, err, "out of memory");
+	}
+	HASH_ADD(hh, peers->table, id, KVX_NODE_ID_BYTES, peer);
+	if (peer->hh.tbl == NULL) { /* no memory for the table */
+		lane_fini(peer);
+		free(peer);
+		return kvx_why(why, -ENOMEM, "out of memory");
+	}
+	*out_peer = peer;
+	peer_wake(peer);
+	return 0;
+}
+
+static void peer_free(struct kvx_peer *peer)
+{
+	struct kvx_peers *peers = peer->peers;
+
+	kvx_debug("peer %s: forgotten", peer->name);
+	HASH_DEL(peers->table, peer);
+	kvx_timer_stop(peers->conf.timers, &peer->timer);
+	lane_fini(peer);
+	peer->magic = 0;
+	free(peer);
+	peers_kick(peers);
+}
+
+void peer_lose(struct kvx_peer *peer, int status, const char *text, bool remote_fenced)
+{
+	uint64_t now = peer_now(peer->peers);
+	bool used = remote_count(peer) > 0;
+
+	kvx_info("peer %s: lost: %s", peer->name, text);
+	peer_note_error(peer, "%s", text);
+	conn_close(peer->conn);
+	peer->n_lost++;
+	peer->up_ns = 0;
+	/* Their lease was agreed to end this long after our newest answer, and a bit for clocks. */
+	peer->remote_safe_ns =
+	    remote_fenced ? now : peer->last_beat_ns + peer->lease_ns + peer->lease_ns / 16;
+	lane_down(peer, status, text);
+	if (peer->lane.lane.sched != NULL)
+		kvx_xfers_cancel_lane(kvx_node_xfers(peer->peers->conf.node), &peer->lane.lane,
+				      status, text);
+	if (peer->lane.lane.state != KVX_LANE_CLOSING)
+		peer->lane.lane.state = KVX_LANE_DOWN;
+	peer->fence_owed = true;
+	inbound_on_lost(peer);
+	remote_lose_all(peer, status, text);
+	calls_fail_all(peer, status, text);
+	if (used)
+		peer->interest_ns = now + PEER_KEEP_NS;
+	peer->redial_ns = now + peer_backoff_ns(peer->peers, peer->n_failed);
+	peer_wake(peer);
+}
+
+/* A dial has failed: who waits for it is told, and it is tried again later while it is worth it. */
+static void peer_dial_failed(struct kvx_peer *peer)
+{
+	struct peer_conn *conn = peer->dial;
+	int status = conn->fail_status;
+	char text[KVX_WHY_BYTES];
+
+	snprintf(text, sizeof(text), "%s", conn->fail_text);
+	conn_close(conn);
+	peer->redial_ns = peer_now(peer->peers) + peer_backoff_ns(peer->peers, peer->n_failed++);
+	if (status == -EBUSY) /* theirs is on its way */
+		return;
+	if (strcmp(peer->last_error, text) != 0)
+		kvx_info("peer %s: %s", peer->name, text);
+	peer_note_error(peer, "%s", text);
+	remote_fail_waiting(peer, status, text);
+	calls_fail_all(peer, status, text);
+}
+
+static bool peer_wants_dial(const struct kvx_peer *peer)
+{
+	if (peer->conn != NULL || peer->dial != NULL || peer->addr[0] == '\0' ||
+	    peer->peers->closing)
+		return false;
+	return remote_is_wanted(peer) || calls_is_wanted(peer) ||
+	       peer_now(peer->peers) < peer->interest_ns;
+}
+
+static void peer_dial(struct kvx_peer *peer)
+{
+	struct peer_conn *conn;
+	struct kvx_why why;
+	int err = conn_dial(peer->peers, peer, peer->addr, &conn, &why);
+
+	if (err == 0)
+		return;
+	peer->redial_ns = peer_now(peer->peers) + peer_backoff_ns(peer->peers, peer->n_failed++);
+	if (err == -EBUSY)
+		return;
+	peer_note_error(peer, "%s", why.text);
+	remote_fail_waiting(peer, err, why.text);
+	calls_fail_all(peer, err, why.text);
+}
+
+/* Closing: stop the lane, say goodbye once nothing lands any more, let go of the connection. */
+static void peer_step_closing(struct kvx_peer *peer)
+{
+	if (peer->dial != NULL)
+		conn_close(peer->dial);
+	lane_down(peer, -ESHUTDOWN, "this daemon is closing");
+	if (peer->conn != NULL && lane_inbound_is_stopped(peer)) {
+		conn_say_bye(peer->conn, -ESHUTDOWN, "the daemon is closing", true);
+		peer_lose(peer, -ESHUTDOWN, "this daemon is closing", false);
+	}
+	if (peer->conn == NULL) {
+		remote_lose_all(peer, -ESHUTDOWN, "this daemon is closing");
+		calls_fail_all(peer, -ESHUTDOWN, "this daemon is closing");
+	}
+}
+
+static bool peer_is_unused(const struct kvx_peer *peer)
+{
+	return peer->conn == NULL && peer->dial == NULL && lane_is_idle(peer) &&
+	       remote_is_empty(peer) && inbound_is_empty(peer) &&
+	       !calls_is_wanted(peer) &&
+	       (peer->peers->closing || peer_now(peer->peers) >= peer->interest_ns);
+}
+
+static uint64_t min_ns(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+static uint64_t peer_next_ns(const struct kvx_peer *peer)
+{
+	uint64_t next = min_ns(beat_next_ns(peer), lane_next_ns(peer));
+
+	next = min_ns(next, min_ns(remote_next_ns(peer), inbound_next_ns(peer)));
+	if (peer_wants_dial(peer))
+		next = min_ns(next, peer->redial_ns);
+	if (peer->conn == NULL && peer->interest_ns > peer_now(peer->peers))
+		next = min_ns(next, peer->interest_ns);
+	return next;
+}
+
+static void peer_run(struct kvx_peer *peer)
+{
+	struct peer_conn *conn = peer->conn;
+
+	if (conn != NULL && conn->fail_status != 0)
+		peer_lose(peer, conn->fail_status, conn->fail_text, conn->said_fenced);
+	if (peer->dial != NULL && peer->dial->fail_status != 0)
+		peer_dial_failed(peer);
+	beat_step(peer);
+	if (peer->peers->closing)
+		peer_step_closing(peer);
+	if (peer_wants_dial(peer) && peer_now(peer->peers) >= peer->redial_ns)
+		peer_dial(peer);
+	lane_step(peer);
+	inbound_step(peer);
+	remote_step(peer);
+}
+
+/* All that is due; again while that wakes it. Frees the peer when nobody needs it. */
+static void peer_step(struct kvx_peer *peer)
+{
+	uint64_t now, next;
+
+	if (peer->stepping)
+		return;
+	peer->stepping = true;
+	for (unsigned i = 0; i < 8; i++) {
+		peer->woken = false;
+		peer_run(peer);
+		if (!peer->woken)
+			break;
+	}
+	peer->stepping = false;
+	if (peer_is_unused(peer)) {
+		peer_free(peer);
+		return;
+	}
+	now = peer_now(peer->peers);
+	next = peer->woken ? now : peer_next_ns(peer);
+	if (next == UINT64_MAX)
+		kvx_timer_stop(peer->peers->conf.timers, &peer->timer);
+	else
+		peer_start_timer(peer, next > now ? next - now : 0);
+}
+
+static void peer_on_timer(struct kvx_timer *timer)
+{
+	struct kvx_peer *peer = (struct kvx_peer *)((char *)timer - offsetof(struct kvx_peer, timer));
+
+	KVX_CHECK_MAGIC(peer, PEER_MAGIC);
+	kvx_assert_on_loop();
+	peer_step(peer);
+}
+
+/* the table */
+
+static void peers_on_handle_closed(uv_handle_t *handle)
+{
+	struct kvx_peers *peers = handle->data;
+	void (*closed)(void *arg) = peers->closed;
+	void *arg = peers->closed_arg;
+
+	if (--peers->n_handles > 0)
+		return;
+	free(peers);
+	if (closed != NULL)
+		closed(arg);
+}
+
+static void peers_close_handles(struct kvx_peers *peers)
+{
+	peers->kick_open = false;
+	peers->n_handles = 2;
+	uv_close((uv_handle_t *)&peers->kick, peers_on_handle_closed);
+	uv_close((uv_handle_t *)&peers->flush, peers_on_handle_closed);
+}
+
+/* Runs whenever something of the table has gone: buries connections, and ends a closing. */
+static void peers_on_kick(uv_async_t *kick)
+{
+	struct kvx_peers *peers = kick->data;
+	struct kvx_peer *peer, *tmp;
+
+	kvx_assert_on_loop();
+	conn_bury(peers);
+	if (peers->steps_owed) {
+		peers->steps_owed = false;
+		HASH_ITER (hh, peers->table, peer, tmp)
+			peer_step(peer);
+	}
+	if (!peers->closing || peers->table != NULL || peers->conns != NULL || peers->dead != NULL ||
+	    peers->calls != NULL || peers->n_handles > 0)
+		return;
+	if (peers->installed)
+		kvx_node_set_peers(peers->conf.node, NULL);
+	peers_close_handles(peers);
+}
+
+static int peers_check(const struct kvx_peers_conf *conf, struct kvx_why *why)
+{
+	if (conf->heartbeat_ms == 0 || conf->lost_ms <= conf->heartbeat_ms ||
+	    conf->reconnect_min_ms == 0 || conf->reconnect_max_ms < conf->reconnect_min_ms ||
+	    conf->max_peers == 0)
+		return kvx_why(why, -EINVAL,
+			       "peer.heartbeat_ms must be > 0 and less than peer.lost_ms, "
+			       "peer.reconnect_min_ms > 0 and at most peer.reconnect_max_ms, "
+			       "limits.peers > 0");
+	return 0;
+}
+
+static int peers_init_handles(struct kvx_peers *peers)
+{
+	int err = uv_async_init(peers->conf.loop, &peers->kick, peers_on_kick);
+
+	if (err < 0)
+		return err;
+	uv_prepare_init(peers->conf.loop, &peers->flush); /* cannot fail */
+	peers->kick.data = peers;
+	peers->flush.data = peers;
+	peers->kick_open = true;
+	return 0;
+}
+
+static void peers_install(struct kvx_peers *peers)
+{
+	const struct kvx_node_peer_hooks hooks = {
+	    .arg = peers,
+	    .withdraw = kvx_peers_withdraw,
+	    .lane_reset = kvx_peers_lane_reset,
+	    .note = kvx_peers_note,
+	    .remote_open = kvx_peers_remote_open,
+	    .remote_end = kvx_peers_remote_end,
+	};
+
+	kvx_node_set_peers(peers->conf.node, &hooks);
+	peers->installed = true;
+}
+
+int kvx_peers_open(const struct kvx_peers_conf *conf, struct kvx_peers **out_peers,
+		   struct kvx_why *why)
+{
+	struct kvx_peers *peers;
+	int err = peers_check(conf, why);
+
+	if (err < 0)
+		return err;
+	peers = calloc(1, sizeof(*peers));
+	if (peers == NULL)
+		return kvx_why(why, -ENOMEM, "out of memory");
+	peers->conf = *conf;
+	memcpy(&peers->random, conf->node_id, sizeof(peers->random));
+	peers->random ^= conf->epoch;
+	if (peers->conf.max_frame_bytes == 0)
+		peers->conf.max_frame_bytes = PEER_FRAME_MAX_BYTES;
+	snprintf(peers->version, sizeof(peers->version), "%s",
+		 conf->version != NULL ? conf->version : "");
+	peers->worker = kvx_node_peer_worker(conf->node, &peers->dom);
+	frame_allocator_init(peers);
+	err = peers_init_handles(peers);
+	if (err < 0) {
+		free(peers);
+		return kvx_why(why, err, "peers: %s", uv_strerror(err));
+	}
+	if (conf->listen != NULL && conf->listen[0] != '\0')
+		err = conn_listen(peers, why);
+	peers->conf.listen = peers->conf.advertise = NULL; /* borrowed for this call */
+	if (err < 0) {
+		kvx_peers_close(peers, NULL, NULL);
+		return err;
+	}
+	peers_install(peers);
+	*out_peers = peers;
+	return 0;
+}
+
+void kvx_peers_close(struct kvx_peers *peers, void (*closed)(void *arg), void *arg)
+{
+	struct peer_conn *conn, *tmp_conn;
+	struct kvx_peer *peer, *tmp;
+
+	kvx_assert(!peers->closing);
+	peers->closing = true;
+	peers->closed = closed;
+	peers->closed_arg = arg;
+	conn_listen_stop(peers);
+	DL_FOREACH_SAFE (peers->conns, conn, tmp_conn)
+		if (conn->peer == NULL)
+			conn_fail(conn, -ESHUTDOWN, "this daemon is closing");
+	HASH_ITER (hh, peers->table, peer, tmp)
+		peer_wake(peer);
+	peers_kick(peers);
+}
+
+const char *kvx_peers_address(const struct kvx_peers *peers)
+{
+	return peers->address;
+}
+
+/* the node's hooks */
+
+static struct kvx_peer *peer_of_lane(struct kvx_lane *lane)
+{
+	struct kvx_peer *peer =
+	    (struct kvx_peer *)((char *)lane - offsetof(struct kvx_peer, lane.lane));
+
+	KVX_CHECK_MAGIC(peer, PEER_MAGIC);
+	return peer;
+}
+
+void kvx_peers_lane_reset(void *peers, struct kvx_lane *lane, const char *cause)
+{
+	lane_down(peer_of_lane(lane), -EIO, cause);
+}
+
+void kvx_peers_note(void *arg, const struct kvx_tevent *event)
+{
+	struct kvx_peers *peers = arg;
+	const char *text = event->text != NULL ? event->text : strerror(-event->status);
+	struct kvx_peer *peer, *tmp;
+
+	if (event->kind == KVX_TEV_DEVICE_LOST) {
+		kvx_error("peers: the transport between nodes is lost: %s; restart the daemon", text);
+		peers->device_lost = true;
+	}
+	HASH_ITER (hh, peers->table, peer, tmp) {
+		bool hit = event->kind == KVX_TEV_DEVICE_LOST ||
+			   (event->kind == KVX_TEV_EP_DOWN && event->ep != NULL &&
+			    peer->lane.ep == event->ep);
+
+		if (hit)
+			lane_down(peer, event->status < 0 ? event->status : -EIO, text);
+	}
+}
+
+static const char *peer_state(const struct kvx_peer *peer)
+{
+	if (peer->conn != NULL)
+		return "up";
+	if (peer->dial != NULL)
+		return peer->dial->state == CONN_HELLO ? "hello" : "connecting";
+	return "lost";
+}
+
+void kvx_peers_walk(const struct kvx_peers *peers,
+		    void (*cb)(void *arg, const struct kvx_peer_row *row), void *arg)
+{
+	const struct kvx_peer *peer;
+
+	for (peer = peers->table; peer != NULL; peer = peer->hh.next) {
+		const struct kvx_lane *lane = &peer->lane.lane;
+		struct kvx_peer_row row = {
+		    .addr = peer->addr,
+		    .state = peer_state(peer),
+		    .epoch = peer->epoch,
+		    .up_ns = peer->up_ns,
+		    .rtt_ns = peer->rtt_ns,
+		    .lane_transport = lane->ops != NULL ? lane->ops->name : "",
+		    .lane_state = lane_state_name(peer),
+		    .lane_generation = peer->lane.wire_generation,
+		    .n_targets = remote_count(peer),
+		    .n_inbound = inbound_count(peer),
+		    .lane_bytes = lane->n_bytes,
+		    .lane_ops = lane->n_ops,
+		    .lane_batches = lane->n_batches,
+		    .lane_resets = lane->n_resets,
+		    .n_stale_dropped = peer->n_stale,
+		    .n_connects = peer->n_connects,
+		    .n_lost = peer->n_lost,
+		    .last_error = peer->last_error,
+		};
+
+		memcpy(row.node_id, peer->name, sizeof(row.node_id));
+		cb(arg, &row);
+	}
+}

@@ -1,0 +1,110 @@
+/* Peers: other nodes' daemons. One TCP connection per pair of nodes, versioned hello, heartbeats,
+ * loss, jittered reconnect; over it the lane is set up, regions are resolved (once per node, shared
+ * by all clients), withdrawn, and transfers are announced and ended. Loop thread; libuv for the
+ * sockets. */
+#ifndef KVX_PEER_H
+#define KVX_PEER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <uv.h>
+
+#include "base/roles.h"
+#include "xfer/desc.h"
+#include "xfer/node.h"
+#include "xfer/target.h"
+#include "xfer/xfer.h"
+
+struct kvx_peers;
+struct kvx_peer;
+
+struct kvx_peers_conf {
+	uv_loop_t *loop;
+	struct kvx_timers *timers;
+	struct kvx_node *node; /* for regions, mkeys, transfers and the peer worker */
+	uint8_t node_id[KVX_NODE_ID_BYTES];
+	uint64_t epoch;
+	const char
+	    *listen; /* "host:port"; port 0: any; "": no listening, no peers reach this node */
+	const char *advertise; /* what descriptors and hellos carry; "": the listen address */
+	bool insecure;         /* allow a non-loopback listen address */
+	const char *version;   /* daemon version, for people */
+	uint32_t heartbeat_ms; /* 1000 */
+	uint32_t lost_ms;      /* 3000: no frame for that long: lost */
+	uint32_t reconnect_min_ms, reconnect_max_ms; /* jittered exponential back-off */
+	uint32_t fence_bound_ms; /* wait for WITHDRAWN at most that long, then fence the lane */
+	uint32_t max_peers;
+	uint32_t max_frame_bytes;
+	uint64_t quantum_bytes; /* for lane schedulers */
+	void *arg;
+	/* A transfer of another node to or from a region here has ended. */
+	void (*on_arrival)(void *arg, const struct kvx_arrival *arrival);
+	/* A message for the owner of a region here. Returns 0, or -errno for the sender (-EPIPE,
+	 * -EDQUOT). */
+	int (*on_message)(void *arg, struct kvx_region *region, const void *data, uint32_t len);
+};
+
+/* -EADDRINUSE, -EADDRNOTAVAIL, -EINVAL; -EPERM: non-loopback address without insecure; all said in
+ * *why. */
+int kvx_peers_open(const struct kvx_peers_conf *conf, struct kvx_peers **out_peers,
+		   struct kvx_why *why) KVX_ON_LOOP;
+/* Says BYE, fences every lane, closes every socket, frees; closed runs once when all is gone. */
+void kvx_peers_close(struct kvx_peers *peers, void (*closed)(void *arg), void *arg) KVX_ON_LOOP;
+const char *kvx_peers_address(
+    const struct kvx_peers *peers); /* advertised "host:port"; "" when not listening */
+
+/* Makes a target of a descriptor of another node: connects where needed, waits for the lane,
+ * resolves. cb runs exactly once unless the call returns an error, never before return: status 0
+ * and a target with a reference for the caller, or -ENOENT, -EACCES, -ESTALE, -EHOSTUNREACH,
+ * -ETIMEDOUT, -EHOSTDOWN ... with text. *out_resolve can be given to kvx_resolve_abandon() until cb
+ * has run: then cb never runs. */
+struct kvx_resolve;
+typedef void (*kvx_resolve_cb)(void *arg, int status, const char *text, struct kvx_target *target);
+int kvx_peers_resolve(struct kvx_peers *peers, const struct kvx_desc *desc, uint64_t timeout_ns,
+		      kvx_resolve_cb cb, void *arg, struct kvx_resolve **out_resolve,
+		      struct kvx_why *why) KVX_ON_LOOP;
+void kvx_resolve_abandon(struct kvx_resolve *resolve) KVX_ON_LOOP;
+
+/* A message to the owner of target's region; cb as above. */
+typedef void (*kvx_peer_reply_cb)(void *arg, int status, const char *text);
+struct kvx_peer_call;
+int kvx_peers_message(struct kvx_peers *peers, struct kvx_target *target, const void *data,
+		      uint32_t len, uint64_t timeout_ns, kvx_peer_reply_cb cb, void *arg,
+		      struct kvx_peer_call **out_call) KVX_ON_LOOP;
+/* Round trip to a peer known by node id (32 hex digits) or by "host:port"; text of the reply is a
+ * number of ns. */
+int kvx_peers_ping(struct kvx_peers *peers, const char *who, uint64_t timeout_ns,
+		   kvx_peer_reply_cb cb, void *arg, struct kvx_peer_call **out_call,
+		   struct kvx_why *why) KVX_ON_LOOP;
+void kvx_peer_call_abandon(struct kvx_peer_call *call) KVX_ON_LOOP;
+
+/* The node's and the transfers' hooks (see node.h): kvx_peers_open() installs them. */
+void kvx_peers_remote_open(void *peers, struct kvx_target *target, uint64_t xfer_uid, int op,
+			   uint64_t tag) KVX_ON_LOOP;
+void kvx_peers_remote_end(void *peers, struct kvx_target *target, uint64_t xfer_uid, int status,
+			  const char *text, uint64_t bytes, const char *transport,
+			  const void *payload, uint32_t payload_bytes) KVX_ON_LOOP;
+void kvx_peers_withdraw(void *peers, struct kvx_region *region, void (*done_cb)(void *done_arg),
+			void *done_arg) KVX_ON_LOOP;
+void kvx_peers_lane_reset(void *peers, struct kvx_lane *lane, const char *cause) KVX_ON_LOOP;
+void kvx_peers_note(void *peers, const struct kvx_tevent *event) KVX_ON_LOOP;
+
+/* For kvxferctl. */
+struct kvx_peer_row {
+	char node_id[33];
+	const char *addr;
+	const char *state; /* "connecting", "hello", "up", "lost" */
+	uint64_t epoch;
+	uint64_t up_ns;  /* since when; 0: not up */
+	uint64_t rtt_ns; /* of the newest answered heartbeat; 0: none */
+	const char *lane_transport, *lane_state;
+	uint64_t lane_generation;
+	uint32_t n_targets, n_inbound;
+	uint64_t lane_bytes, lane_ops, lane_batches, lane_resets;
+	uint64_t n_stale_dropped, n_connects, n_lost;
+	const char *last_error;
+};
+void kvx_peers_walk(const struct kvx_peers *peers,
+		    void (*cb)(void *arg, const struct kvx_peer_row *row), void *arg) KVX_ON_LOOP;
+
+#endif

@@ -1,0 +1,465 @@
+/* Regions of ours that a peer uses: which ones it has resolved (exports), its transfers to and from
+ * them, messages to their owners, and withdrawal when a region is retired. Loop thread; frames come
+ * from peer_frame.c. An owner hears only of regions that the peer has resolved. When a peer is lost
+ * its transfers are reported as failed only after inbound was stopped. */
+#include "xfer/peer_priv.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <utlist.h>
+
+#include "base/log.h"
+
+/* A region of ours that peers have resolved. Owned by the table, lives while one has. */
+struct peer_shared {
+	uint64_t region;
+	unsigned n_exports;
+	void (*done_cb)(void *done_arg); /* it is being withdrawn */
+	void *done_arg;
+	UT_hash_handle hh;
+};
+
+/* One peer's part of it. */
+struct peer_export {
+	uint64_t region;
+	struct peer_shared *shared;
+	uint64_t deadline_ns; /* of PEER_WITHDRAWN; 0: not asked for */
+	bool fencing;         /* past it: waits until inbound is stopped */
+	UT_hash_handle hh;
+};
+
+/* A transfer of the peer. */
+struct peer_inbound {
+	uint64_t xfer;
+	uint64_t region;
+	uint64_t tag;
+	int op;
+	UT_hash_handle hh;
+	struct peer_inbound *prev, *next; /* dying */
+};
+
+/* exports */
+
+static struct peer_shared *shared_get(struct kvx_peers *peers, uint64_t region)
+{
+	struct peer_shared *shared;
+
+	HASH_FIND(hh, peers->shared, &region, sizeof(region), shared);
+	if (shared != NULL)
+		return shared;
+	shared = calloc(1, sizeof(*shared));
+	if (shared == NULL)
+		return NULL;
+	shared->region = region;
+	HASH_ADD(hh, peers->shared, region, sizeof(region), shared);
+	if (shared->hh.tbl == NULL) {
+		free(shared);
+		return NULL;
+	}
+	return shared;
+}
+
+static void shared_put(struct kvx_peers *peers, struct peer_shared *shared)
+{
+	void (*done_cb)(void *done_arg) = shared->done_cb;
+	void *done_arg = shared->done_arg;
+
+	if (shared->n_exports > 0)
+		return;
+	HASH_DEL(peers->shared, shared);
+	free(shared);
+	if (done_cb != NULL)
+		done_cb(done_arg);
+}
+
+static struct peer_export *export_find(const struct kvx_peer *peer, uint64_t region)
+{
+	struct peer_export *export;
+
+	HASH_FIND(hh, peer->exports, &region, sizeof(region), export);
+	return export;
+}
+
+static int export_add(struct kvx_peer *peer, uint64_t region)
+{
+	struct peer_export *export = export_find(peer, region);
+
+	if (export != NULL)
+		return 0;
+	export = calloc(1, sizeof(*export));
+	if (export == NULL)
+		return -ENOMEM;
+	export->region = region;
+	export->shared = shared_get(peer->peers, region);
+	if (export->shared == NULL)
+		goto err_free;
+	HASH_ADD(hh, peer->exports, region, sizeof(region), export);
+	if (export->hh.tbl == NULL)
+		goto err_shared;
+	export->shared->n_exports++;
+	return 0;
+
+err_shared:
+	shared_put(peer->peers, export->shared);
+err_free:
+	free(export);
+	return -ENOMEM;
+}
+
+/* May run the done callback of a withdrawal. */
+static void export_drop(struct kvx_peer *peer, struct peer_export *export)
+{
+	struct peer_shared *shared = export->shared;
+
+	HASH_DEL(peer->exports, export);
+	if (export->deadline_ns != 0)
+		peer->n_withdrawing--;
+	free(export);
+	shared->n_exports--;
+	shared_put(peer->peers, shared);
+}
+
+/* resolving */
+
+static int resolve_check(struct kvx_peer *peer, const Kvxp__PeerResolve *msg,
+			 struct kvx_region **out_region, const void **out_mkey, size_t *out_len,
+			 struct kvx_why *why)
+{
+	const struct kvx_peers *peers = peer->peers;
+	struct kvx_region *region;
+
+	if (peers->worker == NULL || strcmp(msg->transport, peer->lane.lane.ops->name) != 0)
+		return kvx_why(why, -EOPNOTSUPP, "this node does not use that transport");
+	if (peer->lane.phase < LANE_CONNECTING || peer->lane.phase > LANE_UP)
+		return kvx_why(why, -EHOSTDOWN, "the lane is down");
+	region = kvx_region_find(kvx_node_regions(peers->conf.node), msg->region);
+	if (region == NULL)
+		return kvx_why(why, -ENOENT, "no such region: it was unregistered, or its engine "
+					     "has ended");
+	if (!kvx_region_token_equal(region, msg->token.data))
+		return kvx_why(why, -EACCES, "wrong token: the descriptor was altered");
+	if (region->access == 0)
+		return kvx_why(why, -EACCES, "the region was registered without access for others");
+	if (region->state != KVX_REGION_LIVE)
+		return kvx_why(why, -EOWNERDEAD, "the region is being retired");
+	if (kvx_node_region_mkey(region, peers->dom, out_mkey, out_len) < 0)
+		return kvx_why(why, -ENETUNREACH, "the region is not registered for %s",
+			       msg->transport);
+	*out_region = region;
+	return 0;
+}
+
+static int resolved_fill(Kvxp__PeerResolved *msg, const struct kvx_region *region)
+{
+	const struct kvx_layout *layout = region->layout;
+	Kvxp__PeerPlane *planes;
+
+	msg->len = region->mem.len_bytes;
+	msg->access = region->access;
+	if (layout == NULL || layout->n_planes == 0)
+		return 0;
+	planes = calloc(layout->n_planes, sizeof(*planes) + sizeof(planes));
+	if (planes == NULL)
+		return -ENOMEM;
+	msg->planes = (Kvxp__PeerPlane **)(planes + layout->n_planes);
+	msg->n_planes = layout->n_planes;
+	for (uint32_t i = 0; i < layout->n_planes; i++) {
+		kvxp__peer_plane__init(&planes[i]);
+		planes[i].name = (char *)layout->planes[i].name;
+		planes[i].offset = layout->planes[i].offset;
+		planes[i].block_stride = layout->planes[i].block_stride;
+		planes[i].block_bytes = layout->planes[i].block_bytes;
+		planes[i].n_blocks = layout->planes[i].n_blocks;
+		msg->planes[i] = &planes[i];
+	}
+	return 0;
+}
+
+int inbound_on_resolve(struct kvx_peer *peer, const ProtobufCMessage *message)
+{
+	const Kvxp__PeerResolve *msg = (const Kvxp__PeerResolve *)message;
+	Kvxp__PeerResolved reply = KVXP__PEER_RESOLVED__INIT;
+	struct kvx_why why = {.text = ""};
+	struct kvx_region *region = NULL;
+	const void *mkey = NULL;
+	size_t len = 0;
+	int err;
+
+	if (msg->token.len != KVX_TOKEN_BYTES)
+		return -EPROTO;
+	err = resolve_check(peer, msg, &region, &mkey, &len, &why);
+	if (err == 0) {
+		err = resolved_fill(&reply, region);
+		if (err == 0)
+			err = export_add(peer, region->id);
+		if (err < 0)
+			kvx_why(&why, err, "out of memory");
+	}
+	if (err < 0)
+		kvx_debug("peer %s: resolve refused: %s", peer->name, why.text);
+	reply.request_id = msg->request_id;
+	reply.status = (uint32_t)kvx_status_from_errno(err);
+	reply.text = why.text;
+	reply.rkey.data = (uint8_t *)mkey;
+	reply.rkey.len = err == 0 ? len : 0;
+	peer_send(peer, KVXP__PEER_FRAME_TYPE__PEER_RESOLVED, &reply);
+	if (reply.n_planes > 0)
+		free(reply.planes[0]);
+	return 0;
+}
+
+int inbound_on_release(struct kvx_peer *peer, const ProtobufCMessage *message)
+{
+	const Kvxp__PeerRelease *msg = (const Kvxp__PeerRelease *)message;
+	struct peer_export *export = export_find(peer, msg->region);
+
+	/* While it is being withdrawn only the answer to that counts. */
+	if (export != NULL && export->deadline_ns == 0)
+		export_drop(peer, export);
+	return 0;
+}
+
+/* withdrawal */
+
+int inbound_on_withdrawn(struct kvx_peer *peer, const ProtobufCMessage *message)
+{
+	const Kvxp__PeerWithdrawn *msg = (const Kvxp__PeerWithdrawn *)message;
+	struct peer_export *export = export_find(peer, msg->region);
+
+	if (export != NULL && export->deadline_ns != 0)
+		export_drop(peer, export);
+	else
+		peer->n_stale++;
+	return 0;
+}
+
+void kvx_peers_withdraw(void *arg, struct kvx_region *region, void (*done_cb)(void *done_arg),
+			void *done_arg)
+{
+	struct kvx_peers *peers = arg;
+	Kvxp__PeerWithdraw msg = KVXP__PEER_WITHDRAW__INIT;
+	uint64_t deadline_ns = peer_now(peers) + peers->conf.fence_bound_ms * KVX_MS;
+	struct peer_shared *shared;
+	struct peer_export *export;
+	struct kvx_peer *peer;
+
+	HASH_FIND(hh, peers->shared, &region->id, sizeof(region->id), shared);
+	if (shared == NULL) {
+		done_cb(done_arg);
+		return;
+	}
+	kvx_assert(shared->done_cb == NULL);
+	shared->done_cb = done_cb;
+	shared->done_arg = done_arg;
+	msg.region = region->id;
+	msg.status = (uint32_t)kvx_status_from_errno(-EOWNERDEAD);
+	msg.text = (char *)"the region was unregistered, or its engine has ended";
+	for (peer = peers->table; peer != NULL; peer = peer->hh.next) {
+		export = export_find(peer, region->id);
+		if (export == NULL)
+			continue;
+		export->deadline_ns = deadline_ns;
+		peer->n_withdrawing++;
+		peer_send(peer, KVXP__PEER_FRAME_TYPE__PEER_WITHDRAW, &msg);
+		peer_wake(peer);
+	}
+}
+
+/* No answer in time: the lane is fenced, and that will do as well. */
+static void export_check_deadline(struct kvx_peer *peer, struct peer_export *export)
+{
+	if (export->deadline_ns == 0 || peer_now(peer->peers) < export->deadline_ns)
+		return;
+	if (!export->fencing) {
+		export->fencing = true;
+		kvx_warn("peer %s: does not let go of region %llu: resetting the lane", peer->name,
+			 (unsigned long long)export->region);
+		lane_down(peer, -ETIMEDOUT, "a region was not given up in time");
+	}
+	if (lane_inbound_is_stopped(peer))
+		export_drop(peer, export);
+}
+
+/* the peer's transfers */
+
+int inbound_on_open(struct kvx_peer *peer, const ProtobufCMessage *message)
+{
+	const Kvxp__PeerXferOpen *msg = (const Kvxp__PeerXferOpen *)message;
+	struct peer_inbound *in;
+
+	if (msg->op != KVX_OP_READ && msg->op != KVX_OP_WRITE)
+		return -EPROTO;
+	HASH_FIND(hh, peer->inbound, &msg->xfer, sizeof(msg->xfer), in);
+	if (in != NULL)
+		return -EPROTO;
+	if (export_find(peer, msg->region) == NULL || inbound_count(peer) >= PEER_INBOUND_MAX) {
+		peer->n_ignored++;
+		return 0;
+	}
+	in = calloc(1, sizeof(*in));
+	if (in == NULL)
+		return -ENOMEM;
+	in->xfer = msg->xfer;
+	in->region = msg->region;
+	in->tag = msg->tag;
+	in->op = (int)msg->op;
+	HASH_ADD(hh, peer->inbound, xfer, sizeof(in->xfer), in);
+	if (in->hh.tbl == NULL) {
+		free(in);
+		return -ENOMEM;
+	}
+	return 0;
+}
+
+/* Tells the region's owner, if the region is still there. */
+static void inbound_tell(struct kvx_peer *peer, const struct peer_inbound *in,
+			 struct kvx_arrival *arrival)
+{
+	const struct kvx_peers *peers = peer->peers;
+	const struct kvx_region *region =
+	    kvx_region_find(kvx_node_regions(peers->conf.node), in->region);
+
+	if (region == NULL)
+		return;
+	arrival->owner = region->owner;
+	arrival->region = region->id;
+	arrival->tag = in->tag;
+	arrival->op = in->op;
+	peers->conf.on_arrival(peers->conf.arg, arrival);
+}
+
+int inbound_on_end(struct kvx_peer *peer, const ProtobufCMessage *message)
+{
+	const Kvxp__PeerXferEnd *msg = (const Kvxp__PeerXferEnd *)message;
+	char text[KVX_WHY_BYTES], transport[32];
+	struct kvx_arrival arrival = {.status = kvx_status_to_errno(msg->status)};
+	struct peer_inbound *in;
+
+	if (msg->payload.len > KVX_PAYLOAD_MAX)
+		return -EPROTO;
+	HASH_FIND(hh, peer->inbound, &msg->xfer, sizeof(msg->xfer), in);
+	if (in == NULL) {
+		peer->n_stale++;
+		return 0;
+	}
+	peer_text(text, sizeof(text), msg->text);
+	peer_text(transport, sizeof(transport), msg->transport);
+	arrival.text = text;
+	arrival.transport = transport;
+	arrival.bytes = msg->bytes;
+	if (arrival.status == 0) { /* a failed one has no payload */
+		arrival.payload = msg->payload.data;
+		arrival.payload_bytes = (uint32_t)msg->payload.len;
+	}
+	HASH_DEL(peer->inbound, in);
+	inbound_tell(peer, in, &arrival);
+	free(in);
+	return 0;
+}
+
+/* loss */
+
+void inbound_on_lost(struct kvx_peer *peer)
+{
+	struct peer_inbound *in, *tmp;
+
+	HASH_ITER (hh, peer->inbound, in, tmp) {
+		HASH_DEL(peer->inbound, in);
+		DL_APPEND(peer->dying, in);
+	}
+}
+
+/* Nothing of the lost peer lands any more: its transfers have failed, its exports are void. */
+static void inbound_finish_lost(struct kvx_peer *peer)
+{
+	struct kvx_arrival arrival = {.status = -EHOSTDOWN, .text = peer->last_error};
+	struct peer_export *export, *tmp_export;
+	struct peer_inbound *in;
+
+	peer->fence_owed = false;
+	arrival.transport = peer->lane.lane.ops != NULL ? peer->lane.lane.ops->name : "";
+	while ((in = peer->dying) != NULL) {
+		DL_DELETE(peer->dying, in);
+		inbound_tell(peer, in, &arrival);
+		free(in);
+	}
+	HASH_ITER (hh, peer->exports, export, tmp_export)
+		export_drop(peer, export);
+}
+
+void inbound_step(struct kvx_peer *peer)
+{
+	struct peer_export *export, *tmp;
+
+	if (peer->fence_owed && lane_inbound_is_stopped(peer))
+		inbound_finish_lost(peer);
+	if (peer->n_withdrawing == 0)
+		return;
+	HASH_ITER (hh, peer->exports, export, tmp)
+		export_check_deadline(peer, export);
+}
+
+/* The earliest deadline of a withdrawal; those that wait for the fence are woken by it. */
+uint64_t inbound_next_ns(const struct kvx_peer *peer)
+{
+	const struct peer_export *export;
+	uint64_t next = UINT64_MAX;
+
+	if (peer->n_withdrawing == 0)
+		return next;
+	for (export = peer->exports; export != NULL; export = export->hh.next)
+		if (export->deadline_ns != 0 && !export->fencing && export->deadline_ns < next)
+			next = export->deadline_ns;
+	return next;
+}
+
+unsigned inbound_count(const struct kvx_peer *peer)
+{
+	return HASH_COUNT(peer->inbound);
+}
+
+bool inbound_is_empty(const struct kvx_peer *peer)
+{
+	return peer->exports == NULL && peer->inbound == NULL && peer->dying == NULL;
+}
+
+/* messages to owners */
+
+static int message_deliver(struct kvx_peer *peer, const Kvxp__PeerMessage *msg, struct kvx_why *why)
+{
+	const struct kvx_peers *peers = peer->peers;
+	struct kvx_region *region =
+	    kvx_region_find(kvx_node_regions(peers->conf.node), msg->region);
+	int err;
+
+	if (region == NULL)
+		return kvx_why(why, -ENOENT, "no such region: it was unregistered, or its engine "
+					     "has ended");
+	if (!kvx_region_token_equal(region, msg->token.data))
+		return kvx_why(why, -EACCES, "wrong token");
+	err = peers->conf.on_message(peers->conf.arg, region, msg->data.data,
+				     (uint32_t)msg->data.len);
+	if (err < 0)
+		return kvx_why(why, err, "%s",
+			       kvx_status_text((uint32_t)kvx_status_from_errno(err)));
+	return 0;
+}
+
+int inbound_on_message(struct kvx_peer *peer, const ProtobufCMessage *message)
+{
+	const Kvxp__PeerMessage *msg = (const Kvxp__PeerMessage *)message;
+	Kvxp__PeerMessageReply reply = KVXP__PEER_MESSAGE_REPLY__INIT;
+	struct kvx_why why = {.text = ""};
+	int err;
+
+	if (msg->token.len != KVX_TOKEN_BYTES || msg->data.len > KVX_PAYLOAD_MAX)
+		return -EPROTO;
+	err = message_deliver(peer, msg, &why);
+	reply.request_id = msg->request_id;
+	reply.status = (uint32_t)kvx_status_from_errno(err);
+	reply.text = why.text;
+	peer_send(peer, KVXP__PEER_FRAME_TYPE__PEER_MESSAGE_REPLY, &reply);
+	return 0;
+}

@@ -1,0 +1,389 @@
+/* What the parts of the peer channel share. Everything here belongs to the loop thread.
+ *
+ *   peer.c          the table, one peer's step and timer, loss, closing
+ *   peer_addr.c     "host:port" texts and socket addresses
+ *   peer_listen.c   the listening socket
+ *   peer_conn.c     connections: dial, read, write, close
+ *   peer_frame.c    frames to and from protobuf; which frame is whose
+ *   peer_hello.c    hello, duplicate connections, heartbeats
+ *   peer_lane.c     the lane: set-up, leases, tear-down, generations
+ *   peer_remote.c   regions of the peer that we use: targets, their keys, withdrawal
+ *   peer_resolve.c  how a target is asked for and answered
+ *   peer_inbound.c  regions of ours that the peer uses: exports, transfers, withdrawal
+ *   peer_calls.c    messages and pings
+ *
+ * A peer acts in peer_step(), which runs from its timer only; everything else notes what happened
+ * and wakes it. Only there is a peer freed, so that callbacks may call anything. */
+#ifndef KVX_PEER_PRIV_H
+#define KVX_PEER_PRIV_H
+
+#include <netdb.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/socket.h>
+/* Without memory HASH_ADD adds nothing and leaves hh.tbl NULL. */
+#define HASH_NONFATAL_OOM 1
+#include <uthash.h>
+#include <uv.h>
+
+#include "base/assert.h"
+#include "base/clock.h"
+#include "base/timer.h"
+#include "peer.pb-c.h"
+#include "proto/kvx_err.h"
+#include "proto/kvx_wire.h"
+#include "xfer/peer.h"
+
+#define PEER_VERSION_MIN      1u
+#define PEER_VERSION_MAX      1u
+#define PEER_HELLO_MAX_BYTES  4096u          /* longest frame before hello */
+#define PEER_FRAME_MAX_BYTES  (1u << 20)     /* longest frame after it, unless configured */
+#define PEER_UNPACK_MAX_BYTES (8u << 20)     /* memory that one decoded frame may take */
+#define PEER_WRITE_MAX_BYTES  (64u << 20)    /* unread frames: then the peer is lost */
+#define PEER_HELLO_NS         (5 * KVX_SEC)  /* connect and hello; all of a probe */
+#define PEER_HALF_OPEN_MAX    64u            /* accepted, before hello; and dialing */
+#define PEER_KEEP_NS          (60 * KVX_SEC) /* unused targets stay warm, lost peers wanted */
+#define PEER_POLL_NS          KVX_MS         /* waiting for batches to come back */
+#define PEER_TARGETS_IDLE_MAX 16384u
+#define PEER_INBOUND_MAX      262144u
+#define PEER_PLANES_MAX       4096u
+#define PEER_HEARTBEATS       16u /* own heartbeats whose answer still counts */
+
+#define PEER_MAGIC 0x70656572u
+#define CONN_MAGIC 0x636f6e6eu
+
+struct peer_conn;
+
+/* A socket in the loop: lives until libuv has closed it. */
+struct peer_sock {
+	uv_poll_t poll;
+	int fd;
+	int events; /* what it polls for */
+	struct kvx_peers *peers;
+	struct peer_conn *conn; /* NULL: the listener, or the connection has let go of it */
+};
+
+/* A name look-up: lives until libuv has answered. */
+struct peer_lookup {
+	uv_getaddrinfo_t req;
+	struct kvx_peers *peers;
+	struct peer_conn *conn; /* NULL: no longer wanted */
+};
+
+enum conn_state { CONN_LOOKUP, CONN_CONNECTING, CONN_HELLO, CONN_UP, CONN_CLOSED };
+
+/* One TCP connection, dialed or accepted. Owned by its peer, or by the table before hello. */
+struct peer_conn {
+	uint32_t magic;
+	struct kvx_peers *peers;
+	struct kvx_peer *peer; /* NULL: accepted and no hello yet, or a probe */
+	enum conn_state state;
+	bool dialed;
+	bool probe;
+	bool said_fenced; /* the other side closed on purpose, having stopped its lanes */
+	bool dirty;    /* frames wait for the end of this loop turn */
+	int fail_status;
+	char fail_text[KVX_WHY_BYTES];
+	char try_text[KVX_WHY_BYTES];   /* why the newest address did not answer */
+	char addr[KVX_PEER_ADDR_BYTES]; /* what was dialed, or where it came from */
+	struct peer_sock *sock;
+	struct peer_lookup *lookup;
+	struct addrinfo *addrs, *next_addr; /* what is left to try */
+	bool addrs_by_uv;
+	struct kvx_reader *reader;
+	struct kvx_writer *writer;
+	struct kvx_timer timer; /* hello deadline */
+	uint64_t hello_sent_ns;
+	struct kvx_peer_call *probe_call;
+	struct peer_conn *prev, *next;
+};
+
+enum lane_phase {
+	LANE_IDLE,       /* no ep */
+	LANE_LISTENING,  /* waits for LISTEN */
+	LANE_OFFERED,    /* lower node id: waits for the answer */
+	LANE_CONNECTING, /* waits for CONNECT */
+	LANE_WAIT_UP,    /* waits for the other side's */
+	LANE_UP,
+	LANE_STOPPING, /* waits for LEASE 0: inbound is being stopped */
+	LANE_STOPPED,  /* waits until the other side has stopped, too */
+	LANE_FENCING,  /* waits for FENCE */
+	LANE_DRAINING, /* waits for what is in flight to come back */
+	LANE_CLOSING,  /* waits for RKEY_FREEs and EP_CLOSE */
+};
+
+struct peer_lane {
+	struct kvx_lane lane; /* what transfers see */
+	enum lane_phase phase;
+	struct kvx_ep *ep;
+	uint64_t wire_generation;             /* of the newest set-up, as PeerLane names it */
+	uint64_t last_offer;                  /* higher node id: newest offer of this epoch */
+	uint64_t offer_generation;            /* higher node id: an offer that waits; 0: none */
+	uint8_t addr[KVX_TRANSPORT_ADDR_MAX]; /* the other side's */
+	size_t addr_len;
+	bool own_up, remote_up;
+	bool remote_down;     /* the other side said LANE_DOWN of wire_generation */
+	bool announced;       /* the other side knows wire_generation */
+	bool told_down;       /* LANE_DOWN was sent on this connection */
+	bool down_wanted;     /* tear it down as soon as LISTEN is back */
+	bool remote_dead;     /* epoch of the other side is over: never send LANE_DOWN */
+	bool setup_busy;      /* cmd_setup is with the worker */
+	bool lease_busy;      /* cmd_lease is with the worker */
+	bool lease_zeroed;    /* LEASE 0 was done */
+	unsigned n_keys_busy; /* RKEY_* of this lane's targets with the worker */
+	int down_status;
+	char down_text[KVX_WHY_BYTES];
+	uint64_t lease_ns;      /* newest wanted */
+	uint64_t lease_sent_ns; /* newest submitted */
+	uint64_t setup_deadline_ns;
+	uint64_t stop_deadline_ns;
+	uint64_t retry_ns;
+	unsigned n_failed; /* set-ups in a row */
+	struct kvx_cmd cmd_setup, cmd_lease, cmd_down;
+};
+
+enum target_state {
+	TARGET_NEW,       /* to be resolved when the lane is up */
+	TARGET_ASKED,     /* waits for PEER_RESOLVED */
+	TARGET_UNPACKING, /* waits for RKEY_UNPACK */
+	TARGET_READY,
+	TARGET_LOST,
+};
+
+struct target_key {
+	uint64_t region;
+	uint8_t token[KVX_TOKEN_BYTES];
+};
+
+/* A region of the peer. Owned by the peer; freed in remote_step() only. */
+struct peer_target {
+	struct kvx_target target; /* first: released by it */
+	struct kvx_peer *peer;
+	enum target_state state;
+	struct kvx_target **list; /* which of the peer's it is on; NULL: none */
+	struct target_key key;
+	uint64_t epoch; /* of the descriptor */
+	uint64_t request_id;
+	uint64_t generation; /* of the lane, when it was asked */
+	bool known;          /* resolved once: target is filled */
+	bool key_busy;       /* cmd is with the worker */
+	bool fencing;        /* lost, and transfers of ours may not have ended */
+	bool withdrawing;    /* PEER_WITHDRAWN is owed */
+	uint64_t idle_ns;    /* nobody has used it since; 0: used */
+	struct kvx_resolve *waiters;
+	struct kvx_cmd cmd;
+	UT_hash_handle hh;
+};
+
+/* A node's daemon. Owned by the table; freed in peer_step() when nobody needs it. */
+struct kvx_peer {
+	uint32_t magic;
+	struct kvx_peers *peers;
+	uint8_t id[KVX_NODE_ID_BYTES];
+	char name[2 * KVX_NODE_ID_BYTES + 1];
+	char addr[KVX_PEER_ADDR_BYTES]; /* where to dial; "": unknown */
+	uint64_t epoch;                 /* of the newest hello; 0: none yet */
+	bool has_transport;             /* offers the transport of our peer worker */
+	uint64_t lease_ns;              /* agreed bound on silence */
+	struct peer_conn *conn;         /* after hello, or NULL */
+	struct peer_conn *dial;         /* before hello, or NULL */
+	/* heartbeats */
+	uint64_t up_ns, last_rx_ns, rtt_ns;
+	uint64_t last_beat_ns;   /* newest receipt of a heartbeat or hello: their lease counts from
+				    before it */
+	uint64_t remote_safe_ns; /* after a loss: from then on nothing of ours lands there */
+	uint64_t beat_due_ns, beat_seq, beat_echoed, beat_seen;
+	uint64_t beat_sent_ns[PEER_HEARTBEATS];
+	uint64_t lease_base_ns; /* sending of the newest own heartbeat that was answered; 0: none */
+	/* dialing */
+	unsigned n_failed;
+	uint64_t redial_ns;
+	uint64_t interest_ns; /* until then it is worth dialing */
+	struct peer_lane lane;
+	/* their regions */
+	struct peer_target *targets; /* hash of those that are not lost */
+	struct kvx_target *fresh;    /* TARGET_NEW */
+	struct kvx_target *asked;    /* TARGET_ASKED, oldest first */
+	struct kvx_target *leaving;  /* TARGET_LOST, something is still to be done */
+	struct kvx_target *gone;     /* TARGET_LOST, only references are left */
+	unsigned n_fencing;
+	uint64_t sweep_ns;
+	/* our regions */
+	struct peer_export *exports;  /* hash */
+	struct peer_inbound *inbound; /* hash */
+	struct peer_inbound *dying;   /* of a lost connection: told after the inbound fence */
+	unsigned n_withdrawing;       /* exports that wait for PEER_WITHDRAWN */
+	bool fence_owed;              /* the connection is lost and inbound not yet stopped */
+	bool stepping, woken;
+	struct kvx_timer timer;
+	char last_error[KVX_WHY_BYTES];
+	uint64_t n_stale, n_ignored, n_connects, n_lost;
+	UT_hash_handle hh;
+};
+
+struct kvx_peers {
+	struct kvx_peers_conf conf;
+	char version[32];
+	char address[KVX_PEER_ADDR_BYTES]; /* advertised */
+	struct kvx_worker *worker;         /* NULL: no transport between nodes */
+	unsigned dom;
+	bool device_lost;
+	struct kvx_peer *table; /* hash by node id */
+	struct peer_conn *conns;
+	struct peer_conn *dead; /* closed, to be freed by the kick */
+	unsigned n_accepted_half_open, n_dialing;
+	unsigned n_handles; /* libuv handles and requests that are not closed */
+	struct peer_sock *listener;
+	struct kvx_timer accept_timer; /* runs while accepting is paused (no fds) */
+	struct peer_shared *shared;    /* hash: regions of ours that peers have resolved */
+	struct kvx_peer_call *calls;   /* hash */
+	struct kvx_xfers_watch watch;  /* while n_fencing > 0 */
+	unsigned n_fencing;
+	uint64_t next_request, next_generation;
+	ProtobufCAllocator allocator;
+	size_t unpack_left;
+	uv_async_t kick;
+	uv_prepare_t flush;
+	bool kick_open, installed, closing;
+	bool steps_owed; /* a peer's timer could not be started */
+	uint64_t random;
+	void (*closed)(void *arg);
+	void *closed_arg;
+};
+
+/* peer.c */
+struct kvx_peer *peer_find(const struct kvx_peers *peers, const uint8_t id[KVX_NODE_ID_BYTES]);
+/* Finds or makes it. -EDQUOT, -ENOMEM. */
+int peer_get(struct kvx_peers *peers, const uint8_t id[KVX_NODE_ID_BYTES], const char *addr,
+	     struct kvx_peer **out_peer, struct kvx_why *why) KVX_ON_LOOP;
+void peer_wake(struct kvx_peer *peer) KVX_ON_LOOP; /* peer_step() soon */
+void peer_note_error(struct kvx_peer *peer, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+/* The connection is gone: everything that depended on it ends. remote_fenced: the other side has
+ * said that nothing lands there any more. */
+void peer_lose(struct kvx_peer *peer, int status, const char *text, bool remote_fenced) KVX_ON_LOOP;
+bool peer_is_lower(const struct kvx_peer *peer); /* our node id is lower than theirs */
+uint64_t peer_now(const struct kvx_peers *peers);
+uint64_t peer_backoff_ns(struct kvx_peers *peers, unsigned n_failed);
+void peers_kick(struct kvx_peers *peers);
+/* Copies text for people: cut, and without control characters. */
+void peer_text(char *dst, size_t size, const char *src);
+
+/* peer_addr.c */
+int addr_split(const char *text, char *host, size_t host_bytes, char *port, size_t port_bytes);
+bool addr_is_loopback(const struct sockaddr *addr);
+bool addr_is_any(const struct sockaddr *addr);
+void addr_format(const struct sockaddr *addr, char *out, size_t size);
+
+/* peer_listen.c */
+int conn_listen(struct kvx_peers *peers, struct kvx_why *why) KVX_ON_LOOP;
+void conn_listen_stop(struct kvx_peers *peers) KVX_ON_LOOP;
+
+/* peer_conn.c */
+/* Takes fd, also on failure. */
+int sock_open(struct kvx_peers *peers, int fd, struct peer_conn *conn,
+	      struct peer_sock **out_sock) KVX_ON_LOOP;
+void sock_close(struct peer_sock *sock) KVX_ON_LOOP; /* NULL is fine */
+int conn_create(struct kvx_peers *peers, const char *addr, struct peer_conn **out_conn) KVX_ON_LOOP;
+void conn_take_fd(struct peer_conn *conn, int fd) KVX_ON_LOOP; /* an accepted socket */
+/* Starts dialing. peer NULL: a probe. -EINVAL, -EPERM, -ENOMEM, -EBUSY (too many at once). */
+int conn_dial(struct kvx_peers *peers, struct kvx_peer *peer, const char *addr,
+	      struct peer_conn **out_conn, struct kvx_why *why) KVX_ON_LOOP;
+/* Notes the first failure; the owner (peer_step(), or nobody) closes it. */
+void conn_fail(struct peer_conn *conn, int status, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4))) KVX_ON_LOOP;
+/* Tells the other side why, and fails. */
+void conn_refuse(struct peer_conn *conn, int status, const char *text) KVX_ON_LOOP;
+/* fenced: nothing lands by any lane of ours to it any more. */
+void conn_say_bye(struct peer_conn *conn, int status, const char *text, bool fenced) KVX_ON_LOOP;
+void conn_close(struct peer_conn *conn) KVX_ON_LOOP;
+void conn_set_up(struct peer_conn *conn) KVX_ON_LOOP; /* hello is done */
+void conn_dirty(struct peer_conn *conn) KVX_ON_LOOP;  /* flush at the end of this turn */
+void conn_flush(struct peer_conn *conn) KVX_ON_LOOP;
+void conn_receive(struct peer_conn *conn) KVX_ON_LOOP; /* frames that the reader has */
+void conn_bury(struct kvx_peers *peers) KVX_ON_LOOP;   /* frees closed ones */
+
+/* peer_frame.c */
+int frame_send(struct peer_conn *conn, uint16_t type, const void *message) KVX_ON_LOOP;
+int peer_send(struct kvx_peer *peer, uint16_t type, const void *message) KVX_ON_LOOP;
+void frame_dispatch(struct peer_conn *conn, const struct kvx_msg *msg) KVX_ON_LOOP;
+void frame_allocator_init(struct kvx_peers *peers);
+
+/* peer_hello.c */
+int hello_send(struct peer_conn *conn) KVX_ON_LOOP;
+void hello_on_frame(struct peer_conn *conn, const Kvxp__PeerHello *hello) KVX_ON_LOOP;
+int beat_on_frame(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
+void beat_step(struct kvx_peer *peer) KVX_ON_LOOP; /* sends what is due, sees silence */
+uint64_t beat_next_ns(const struct kvx_peer *peer);
+
+/* peer_lane.c */
+void lane_lease(struct kvx_peer *peer, uint64_t lease_ns) KVX_ON_LOOP; /* 0: stop inbound */
+int lane_init(struct kvx_peer *peer) KVX_ON_LOOP;
+void lane_fini(struct kvx_peer *peer) KVX_ON_LOOP;
+void lane_on_conn(struct kvx_peer *peer, bool new_epoch) KVX_ON_LOOP;
+void lane_extend(struct kvx_peer *peer) KVX_ON_LOOP; /* lease_base_ns has grown */
+bool lane_is_idle(const struct kvx_peer *peer);
+bool lane_inbound_is_stopped(const struct kvx_peer *peer);
+void lane_step(struct kvx_peer *peer) KVX_ON_LOOP;
+uint64_t lane_next_ns(const struct kvx_peer *peer);
+const char *lane_state_name(const struct kvx_peer *peer);
+int lane_on_lane(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
+int lane_on_up(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
+int lane_on_down(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
+
+/* peer_lane_down.c */
+void lane_down(struct kvx_peer *peer, int status, const char *text) KVX_ON_LOOP;
+void lane_step_down(struct kvx_peer *peer) KVX_ON_LOOP;
+void lane_tell_down(struct kvx_peer *peer) KVX_ON_LOOP;
+
+/* peer_remote.c */
+int target_create(struct kvx_peer *peer, const struct kvx_desc *desc, const struct target_key *key,
+		  struct peer_target **out_target) KVX_ON_LOOP;
+void target_move(struct peer_target *t, enum target_state state) KVX_ON_LOOP;
+void target_lose(struct peer_target *t, int status, const char *text) KVX_ON_LOOP;
+void target_abandon(struct peer_target *t) KVX_ON_LOOP; /* nobody waits for it any more */
+void target_key_cmd(struct peer_target *t, enum kvx_work_kind kind,
+		    kvx_cmd_done_cb done) KVX_ON_LOOP;
+struct peer_target *target_of_cmd(struct kvx_cmd *cmd) KVX_ON_LOOP; /* a key command is back */
+void remote_step(struct kvx_peer *peer) KVX_ON_LOOP;
+uint64_t remote_next_ns(const struct kvx_peer *peer);
+void remote_lose_all(struct kvx_peer *peer, int status, const char *text) KVX_ON_LOOP;
+void remote_fail_waiting(struct kvx_peer *peer, int status, const char *text) KVX_ON_LOOP;
+/* Fails resolves that wait for an epoch other than the peer's. */
+void remote_check_epoch(struct kvx_peer *peer) KVX_ON_LOOP;
+bool remote_is_wanted(const struct kvx_peer *peer); /* a resolve waits */
+unsigned remote_count(const struct kvx_peer *peer);
+bool remote_is_empty(const struct kvx_peer *peer); /* lost ones included */
+void remote_stale_keys(struct kvx_peer *peer) KVX_ON_LOOP; /* the lane is down: resolve anew */
+void remote_free_keys(struct kvx_peer *peer) KVX_ON_LOOP;  /* before the ep is closed */
+int remote_on_withdraw(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
+
+/* peer_resolve.c */
+void resolve_end_waiters(struct peer_target *t, int status, const char *text) KVX_ON_LOOP;
+void resolve_ask(struct peer_target *t) KVX_ON_LOOP;
+int resolve_on_resolved(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
+
+/* peer_inbound.c */
+int inbound_on_resolve(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
+int inbound_on_release(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
+int inbound_on_withdrawn(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
+int inbound_on_open(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
+int inbound_on_end(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
+int inbound_on_message(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
+void inbound_on_lost(struct kvx_peer *peer) KVX_ON_LOOP;
+void inbound_step(struct kvx_peer *peer) KVX_ON_LOOP;
+uint64_t inbound_next_ns(const struct kvx_peer *peer);
+unsigned inbound_count(const struct kvx_peer *peer);
+bool inbound_is_empty(const struct kvx_peer *peer);
+
+/* peer_calls.c */
+int calls_on_reply(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
+void calls_on_ping(struct peer_conn *conn, const Kvxp__PeerPing *ping) KVX_ON_LOOP;
+void calls_on_up(struct kvx_peer *peer) KVX_ON_LOOP; /* sends pings that waited */
+void calls_on_probe_up(struct peer_conn *conn) KVX_ON_LOOP;
+void calls_on_probe_failed(struct peer_conn *conn) KVX_ON_LOOP;
+void calls_fail_all(struct kvx_peer *peer, int status, const char *text) KVX_ON_LOOP;
+bool calls_is_wanted(const struct kvx_peer *peer);
+
+#endif

@@ -1,0 +1,381 @@
+/* Regions of a peer that clients here use: one target per (region, token), shared by all clients.
+ * Targets outlive their users for a while (warm), follow the lane from generation to generation,
+ * and are given up when the owner withdraws the region or the peer is lost. Loop thread; steps run
+ * from peer_step(), and only there a target is freed. A withdrawal is answered only after every
+ * transfer of ours to the region was fenced and its key is gone. */
+#include "xfer/peer_priv.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <utlist.h>
+
+#include "base/log.h"
+
+/* lists and states */
+
+static void target_list(struct peer_target *t, struct kvx_target **list)
+{
+	if (t->list == list)
+		return;
+	if (t->list != NULL)
+		DL_DELETE(*t->list, &t->target);
+	t->list = list;
+	if (list != NULL)
+		DL_APPEND(*list, &t->target);
+}
+
+void target_move(struct peer_target *t, enum target_state state)
+{
+	struct kvx_peer *peer = t->peer;
+
+	t->state = state;
+	switch (state) {
+	case TARGET_NEW:
+		target_list(t, &peer->fresh);
+		break;
+	case TARGET_ASKED:
+		target_list(t, &peer->asked);
+		break;
+	case TARGET_LOST:
+		target_list(t, &peer->leaving);
+		break;
+	case TARGET_UNPACKING:
+	case TARGET_READY:
+	default:
+		target_list(t, NULL);
+		break;
+	}
+}
+
+/* Transfers have ended: perhaps a fence is complete. */
+static void remote_on_xfers_ended(struct kvx_xfers_watch *watch)
+{
+	struct kvx_peers *peers =
+	    (struct kvx_peers *)((char *)watch - offsetof(struct kvx_peers, watch));
+	struct kvx_peer *peer;
+
+	for (peer = peers->table; peer != NULL; peer = peer->hh.next)
+		if (peer->n_fencing > 0)
+			peer_wake(peer);
+}
+
+static void target_set_fencing(struct peer_target *t, bool fencing)
+{
+	struct kvx_peers *peers = t->peer->peers;
+	struct kvx_xfers *xfers = kvx_node_xfers(peers->conf.node);
+
+	if (t->fencing == fencing)
+		return;
+	t->fencing = fencing;
+	if (fencing) {
+		t->peer->n_fencing++;
+		if (peers->n_fencing++ == 0) {
+			peers->watch.ended = remote_on_xfers_ended;
+			kvx_xfers_watch(xfers, &peers->watch);
+		}
+	} else {
+		t->peer->n_fencing--;
+		if (--peers->n_fencing == 0)
+			kvx_xfers_unwatch(xfers, &peers->watch);
+	}
+}
+
+/* The last user is gone: it stays warm for a while. */
+static void target_on_release(struct kvx_target *target)
+{
+	struct peer_target *t = (struct peer_target *)target;
+
+	target_abandon(t);
+}
+
+void target_abandon(struct peer_target *t)
+{
+	if (t->target.n_refs > 0 || t->waiters != NULL)
+		return;
+	t->idle_ns = peer_now(t->peer->peers);
+	if (t->idle_ns == 0)
+		t->idle_ns = 1;
+	if (t->state == TARGET_LOST)
+		target_list(t, &t->peer->leaving); /* to be freed */
+	else if (t->state == TARGET_NEW && !t->known)
+		target_lose(t, -ECANCELED, "nobody waits for it");
+	else
+		return;
+	peer_wake(t->peer);
+}
+
+void target_lose(struct peer_target *t, int status, const char *text)
+{
+	struct kvx_peer *peer = t->peer;
+
+	if (t->state == TARGET_LOST)
+		return;
+	HASH_DEL(peer->targets, t);
+	target_move(t, TARGET_LOST);
+	target_set_fencing(t, t->known && t->target.n_refs > 0);
+	peer_wake(peer);
+	resolve_end_waiters(t, status, text);
+	kvx_target_lose(&t->target, status, text);
+}
+
+int target_create(struct kvx_peer *peer, const struct kvx_desc *desc, const struct target_key *key,
+		  struct peer_target **out_target)
+{
+	struct peer_target *t = calloc(1, sizeof(*t));
+
+	if (t == NULL)
+		return -ENOMEM;
+	t->peer = peer;
+	t->key = *key;
+	t->epoch = desc->epoch;
+	t->target.region_id = desc->region;
+	memcpy(t->target.token, desc->token, KVX_TOKEN_BYTES);
+	t->target.peer = peer;
+	t->target.peer_name = peer->name;
+	t->target.lane = &peer->lane.lane;
+	t->target.release = target_on_release;
+	HASH_ADD(hh, peer->targets, key, sizeof(t->key), t);
+	if (t->hh.tbl == NULL) {
+		free(t);
+		return -ENOMEM;
+	}
+	target_move(t, TARGET_NEW);
+	*out_target = t;
+	return 0;
+}
+
+unsigned remote_count(const struct kvx_peer *peer)
+{
+	return HASH_COUNT(peer->targets);
+}
+
+bool remote_is_empty(const struct kvx_peer *peer)
+{
+	return peer->targets == NULL && peer->leaving == NULL && peer->gone == NULL;
+}
+
+/* keys of the lane */
+
+void target_key_cmd(struct peer_target *t, enum kvx_work_kind kind, kvx_cmd_done_cb done)
+{
+	struct kvx_peers *peers = t->peer->peers;
+
+	t->cmd.work.kind = kind;
+	t->cmd.done = done;
+	t->key_busy = true;
+	t->peer->lane.n_keys_busy++;
+	kvx_node_submit(peers->conf.node, peers->worker, &t->cmd);
+}
+
+struct peer_target *target_of_cmd(struct kvx_cmd *cmd)
+{
+	struct peer_target *t =
+	    (struct peer_target *)((char *)cmd - offsetof(struct peer_target, cmd));
+
+	KVX_CHECK_MAGIC(t->peer, PEER_MAGIC);
+	t->key_busy = false;
+	t->peer->lane.n_keys_busy--;
+	peer_wake(t->peer);
+	return t;
+}
+
+static void free_on_done(struct kvx_cmd *cmd)
+{
+	target_of_cmd(cmd);
+}
+
+/* No batch of ours uses the key any more. */
+static void target_free_key(struct peer_target *t)
+{
+	struct kvx_rkey **rkey = &t->target.rkey[t->peer->peers->dom];
+
+	if (*rkey == NULL)
+		return;
+	kvx_assert(!t->key_busy);
+	memset(&t->cmd, 0, sizeof(t->cmd));
+	t->cmd.rkey = *rkey;
+	*rkey = NULL;
+	t->target.lane_generation = 0;
+	target_key_cmd(t, KVX_CMD_RKEY_FREE, free_on_done);
+}
+
+/* The lane's ep is about to be closed. */
+void remote_free_keys(struct kvx_peer *peer)
+{
+	struct peer_target *t, *tmp;
+	struct kvx_target *gone;
+
+	HASH_ITER (hh, peer->targets, t, tmp)
+		target_free_key(t);
+	DL_FOREACH (peer->leaving, gone)
+		target_free_key((struct peer_target *)gone);
+}
+
+/* The lane is down: everything has to be resolved anew on the next one. */
+void remote_stale_keys(struct kvx_peer *peer)
+{
+	struct peer_target *t, *tmp;
+
+	HASH_ITER (hh, peer->targets, t, tmp)
+		if (t->state != TARGET_UNPACKING)
+			target_move(t, TARGET_NEW); /* else when the worker is done with it */
+}
+
+/* withdrawal by the owner */
+
+static void withdrawn_send(struct kvx_peer *peer, uint64_t region)
+{
+	Kvxp__PeerWithdrawn msg = KVXP__PEER_WITHDRAWN__INIT;
+
+	msg.region = region;
+	peer_send(peer, KVXP__PEER_FRAME_TYPE__PEER_WITHDRAWN, &msg);
+}
+
+int remote_on_withdraw(struct kvx_peer *peer, const ProtobufCMessage *message)
+{
+	const Kvxp__PeerWithdraw *msg = (const Kvxp__PeerWithdraw *)message;
+	struct peer_target *t, *tmp;
+	char text[KVX_WHY_BYTES];
+	bool wait = false;
+
+	peer_text(text, sizeof(text), msg->text[0] != '\0' ? msg->text : "the region is gone");
+	HASH_ITER (hh, peer->targets, t, tmp) {
+		if (t->key.region != msg->region)
+			continue;
+		if (t->known) {
+			t->withdrawing = true;
+			wait = true;
+		}
+		target_lose(t, -EOWNERDEAD, text);
+	}
+	if (!wait)
+		withdrawn_send(peer, msg->region);
+	return 0;
+}
+
+/* A lost target: its transfers are cancelled and fenced, its key is given back, the owner is told;
+ * then only its users' references are left. */
+static void target_step_leaving(struct peer_target *t)
+{
+	struct kvx_peer *peer = t->peer;
+	struct kvx_xfers *xfers = kvx_node_xfers(peer->peers->conf.node);
+
+	if (t->key_busy)
+		return;
+	if (t->fencing && kvx_xfers_cancel_target(xfers, &t->target, t->target.lost_status,
+						  "the region is gone") == 0)
+		target_set_fencing(t, false);
+	if (t->fencing)
+		return;
+	if (t->target.rkey[peer->peers->dom] != NULL) {
+		if (peer->lane.phase == LANE_UP)
+			target_free_key(t); /* else it is freed with the lane */
+		return;
+	}
+	if (t->withdrawing) {
+		t->withdrawing = false;
+		withdrawn_send(peer, t->key.region);
+	}
+	if (t->target.n_refs > 0 || t->waiters != NULL) {
+		target_list(t, &peer->gone);
+		return;
+	}
+	target_list(t, NULL);
+	kvx_layout_destroy(t->target.layout);
+	free(t);
+}
+
+/* steps */
+
+static void target_retire(struct peer_target *t)
+{
+	Kvxp__PeerRelease msg = KVXP__PEER_RELEASE__INIT;
+
+	msg.region = t->key.region;
+	peer_send(t->peer, KVXP__PEER_FRAME_TYPE__PEER_RELEASE, &msg);
+	target_lose(t, -ENOENT, "not used any more");
+}
+
+/* Gives up targets that nobody has used for long. */
+static void remote_sweep(struct kvx_peer *peer)
+{
+	uint64_t now = peer_now(peer->peers);
+	bool many = HASH_COUNT(peer->targets) > PEER_TARGETS_IDLE_MAX;
+	struct peer_target *t, *tmp;
+
+	if (now < peer->sweep_ns)
+		return;
+	peer->sweep_ns = now + PEER_KEEP_NS / 4;
+	HASH_ITER (hh, peer->targets, t, tmp) {
+		if (t->state != TARGET_READY || t->idle_ns == 0 || t->target.n_refs > 0 ||
+		    t->waiters != NULL)
+			continue;
+		if (many || now - t->idle_ns >= PEER_KEEP_NS)
+			target_retire(t);
+	}
+}
+
+void remote_step(struct kvx_peer *peer)
+{
+	struct kvx_target *target, *next;
+
+	if (peer->conn != NULL && peer->lane.phase == LANE_UP) {
+		DL_FOREACH_SAFE (peer->fresh, target, next) {
+			struct peer_target *t = (struct peer_target *)target;
+
+			if (!t->key_busy && t->target.rkey[peer->peers->dom] == NULL)
+				resolve_ask(t);
+		}
+		remote_sweep(peer);
+	}
+	DL_FOREACH_SAFE (peer->leaving, target, next)
+		target_step_leaving((struct peer_target *)target);
+}
+
+uint64_t remote_next_ns(const struct kvx_peer *peer)
+{
+	bool sweeps = peer->targets != NULL && peer->conn != NULL && peer->lane.phase == LANE_UP;
+
+	return sweeps ? peer->sweep_ns : UINT64_MAX;
+}
+
+bool remote_is_wanted(const struct kvx_peer *peer)
+{
+	const struct peer_target *t;
+
+	for (t = peer->targets; t != NULL; t = t->hh.next)
+		if (t->waiters != NULL)
+			return true;
+	return false;
+}
+
+void remote_lose_all(struct kvx_peer *peer, int status, const char *text)
+{
+	struct peer_target *t, *tmp;
+	struct kvx_target *gone;
+
+	HASH_ITER (hh, peer->targets, t, tmp)
+		target_lose(t, status, text);
+	DL_FOREACH (peer->leaving, gone)
+		((struct peer_target *)gone)->withdrawing = false; /* who asked is gone, too */
+}
+
+static void remote_fail_if(struct kvx_peer *peer, bool old_epoch, int status, const char *text)
+{
+	struct peer_target *t, *tmp;
+
+	HASH_ITER (hh, peer->targets, t, tmp)
+		if (t->waiters != NULL && (!old_epoch || t->epoch != peer->epoch))
+			target_lose(t, status, text);
+}
+
+void remote_fail_waiting(struct kvx_peer *peer, int status, const char *text)
+{
+	remote_fail_if(peer, false, status, text);
+}
+
+void remote_check_epoch(struct kvx_peer *peer)
+{
+	remote_fail_if(peer, true, -ESTALE, "descriptor of an earlier start of its daemon");
+}

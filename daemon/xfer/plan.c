@@ -1,0 +1,469 @@
+/* Plan: see plan.h. Owns copies of the block lists and op lists of one transfer, as segments in
+ * order of addition, and a cursor over them; a segment that has been walked to its end is freed at
+ * once. Everything is checked when it is added (in time of the lists, not of the bytes or planes x
+ * blocks), so that walking checks nothing. Loop thread, called by xfer; touches no memory of
+ * regions. */
+#include "xfer/plan.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/assert.h"
+
+#define CUT_MIN_BYTES 4096
+
+struct plan_blocks {
+	uint32_t local_plane, remote_plane, n_planes, n_blocks;
+	bool whole; /* else: slice */
+	struct kvx_slice slice;
+	const uint32_t *local_blocks, *remote_blocks; /* into the segment's data */
+	uint32_t plane, block, piece;                 /* cursor */
+	/* of the current plane */
+	uint64_t local_base, remote_base, local_stride, remote_stride, bytes;
+};
+
+struct plan_ops {
+	uint32_t n_ops;
+	bool one_len;
+	const uint64_t *local_offsets, *remote_offsets, *lens; /* into the segment's data */
+	uint32_t at;                                           /* cursor */
+};
+
+struct plan_seg {
+	struct plan_seg *next;
+	bool is_ops;
+	union {
+		struct plan_blocks blocks;
+		struct plan_ops ops;
+	};
+	uint64_t data[];
+};
+
+struct kvx_plan {
+	struct kvx_plan_side local, remote;
+	struct plan_seg *head, *tail;
+	struct kvx_span run; /* being merged; len 0: none */
+	uint64_t bytes, pieces, given_bytes;
+};
+
+int kvx_plan_create(const struct kvx_plan_side *local, const struct kvx_plan_side *remote,
+		    struct kvx_plan **out_plan)
+{
+	struct kvx_plan *plan = calloc(1, sizeof(*plan));
+	if (plan == NULL)
+		return -ENOMEM;
+	plan->local = *local;
+	plan->remote = *remote;
+	*out_plan = plan;
+	return 0;
+}
+
+void kvx_plan_destroy(struct kvx_plan *plan)
+{
+	if (plan == NULL)
+		return;
+	while (plan->head != NULL) {
+		struct plan_seg *seg = plan->head;
+		plan->head = seg->next;
+		free(seg);
+	}
+	free(plan);
+}
+
+/* Adds to the totals and appends. The totals bound everything that is summed while walking. */
+static int plan_append(struct kvx_plan *plan, struct plan_seg *seg, uint64_t bytes, uint64_t pieces)
+{
+	plan->bytes += bytes;
+	plan->pieces += pieces;
+	seg->next = NULL;
+	if (plan->head == NULL)
+		plan->head = seg;
+	else
+		plan->tail->next = seg;
+	plan->tail = seg;
+	return 0;
+}
+
+static int totals_fit(const struct kvx_plan *plan, uint64_t bytes, uint64_t pieces,
+		      struct kvx_why *why)
+{
+	uint64_t sum;
+	if (__builtin_add_overflow(plan->bytes, bytes, &sum) ||
+	    __builtin_add_overflow(plan->pieces, pieces, &sum))
+		return kvx_why(why, -ERANGE, "more than 2^64 bytes in one transfer: submit less");
+	return 0;
+}
+
+static uint32_t max_index(const uint32_t *blocks, uint32_t n)
+{
+	uint32_t best = 0;
+	for (uint32_t i = 1; i < n; i++) {
+		if (blocks[i] > blocks[best])
+			best = i;
+	}
+	return best;
+}
+
+/* Does every block of the list exist in this plane, and lie in the region? at: index of the largest
+ * id. */
+static int plane_check(const struct kvx_plan_side *side, const char *which, uint32_t plane_index,
+		       const uint32_t *blocks, uint32_t at, struct kvx_why *why)
+{
+	const struct kvx_plane *plane = &side->layout->planes[plane_index];
+	uint64_t begin, end;
+	if (blocks[at] >= plane->n_blocks)
+		return kvx_why(why, -ERANGE,
+			       "%s block id %" PRIu32 " (index %" PRIu32
+			       " of the list): plane %" PRIu32 " (%s) has %" PRIu32 " blocks",
+			       which, blocks[at], at, plane_index, plane->name, plane->n_blocks);
+	if (__builtin_mul_overflow((uint64_t)blocks[at], plane->block_stride, &begin) ||
+	    __builtin_add_overflow(begin, plane->offset, &begin) ||
+	    __builtin_add_overflow(begin, plane->block_bytes, &end) || end > side->len_bytes ||
+	    plane->block_bytes == 0)
+		return kvx_why(why, -ERANGE,
+			       "%s block id %" PRIu32 " of plane %" PRIu32
+			       " (%s) leaves the region of %" PRIu64 " bytes",
+			       which, blocks[at], plane_index, plane->name, side->len_bytes);
+	return 0;
+}
+
+static int slice_check_side(const struct kvx_slice *slice, const char *which, uint64_t offset,
+			    uint64_t stride, const struct kvx_plane *plane, struct kvx_why *why)
+{
+	uint64_t end;
+	if (slice->count > 1 && stride < slice->bytes)
+		return kvx_why(why, -EINVAL,
+			       "slice: %s_stride %" PRIu64 " is less than its %" PRIu64
+			       " bytes: pieces would overlap",
+			       which, stride, slice->bytes);
+	if (__builtin_mul_overflow((uint64_t)(slice->count - 1), stride, &end) ||
+	    __builtin_add_overflow(end, offset, &end) ||
+	    __builtin_add_overflow(end, slice->bytes, &end) || end > plane->block_bytes)
+		return kvx_why(why, -EINVAL,
+			       "slice: %" PRIu32 " pieces of %" PRIu64 " bytes at %" PRIu64
+			       ", stride %" PRIu64 ", leave the %s block of %" PRIu64
+			       " bytes (plane %s)",
+			       slice->count, slice->bytes, offset, stride, which,
+			       plane->block_bytes, plane->name);
+	return 0;
+}
+
+static int blocks_check_side(const struct kvx_plan_side *side, const char *which, uint32_t first,
+			     uint32_t n_planes, struct kvx_why *why)
+{
+	if (side->layout == NULL)
+		return kvx_why(why, -EINVAL,
+			       "the %s region has no layout: register it with one, or use explicit "
+			       "ops",
+			       which);
+	if (first >= side->layout->n_planes || n_planes > side->layout->n_planes - first)
+		return kvx_why(why, -ERANGE,
+			       "%" PRIu32 " planes from %s plane %" PRIu32
+			       ": the layout has %" PRIu32,
+			       n_planes, which, first, side->layout->n_planes);
+	return 0;
+}
+
+static int blocks_check(const struct kvx_plan *plan, const struct kvx_block_list *list,
+			uint64_t *out_bytes, struct kvx_why *why)
+{
+	const struct kvx_slice *slice = list->slice;
+	uint64_t bytes = 0;
+	int rc;
+	if (list->n_planes == 0 || list->n_blocks == 0)
+		return kvx_why(why, -EINVAL,
+			       "empty block list: it has %" PRIu32 " planes and %" PRIu32 " blocks",
+			       list->n_planes, list->n_blocks);
+	if (slice != NULL && (slice->bytes == 0 || slice->count == 0))
+		return kvx_why(why, -EINVAL, "slice: bytes and count must be positive");
+	rc = blocks_check_side(&plan->local, "local", list->local_plane, list->n_planes, why);
+	if (rc == 0)
+		rc = blocks_check_side(&plan->remote, "remote", list->remote_plane, list->n_planes,
+				       why);
+	if (rc != 0)
+		return rc;
+	uint32_t local_at = max_index(list->local_blocks, list->n_blocks);
+	uint32_t remote_at = max_index(list->remote_blocks, list->n_blocks);
+	for (uint32_t i = 0; i < list->n_planes; i++) {
+		uint32_t l = list->local_plane + i, r = list->remote_plane + i;
+		const struct kvx_plane *here = &plan->local.layout->planes[l];
+		const struct kvx_plane *there = &plan->remote.layout->planes[r];
+		uint64_t each = here->block_bytes;
+		rc = plane_check(&plan->local, "local", l, list->local_blocks, local_at, why);
+		if (rc == 0)
+			rc = plane_check(&plan->remote, "remote", r, list->remote_blocks, remote_at,
+					 why);
+		if (rc == 0 && slice == NULL && here->block_bytes != there->block_bytes)
+			rc = kvx_why(why, -EMEDIUMTYPE,
+				     "plane %" PRIu32 " (%s): block_bytes %" PRIu64
+				     " here, %" PRIu64 " there: use a slice",
+				     l, here->name, here->block_bytes, there->block_bytes);
+		if (rc == 0 && slice != NULL)
+			rc = slice_check_side(slice, "local", slice->local_offset,
+					      slice->local_stride, here, why);
+		if (rc == 0 && slice != NULL)
+			rc = slice_check_side(slice, "remote", slice->remote_offset,
+					      slice->remote_stride, there, why);
+		if (rc != 0)
+			return rc;
+		if (slice != NULL)
+			each = slice->bytes * slice->count; /* <= block_bytes */
+		if (__builtin_mul_overflow(each, (uint64_t)list->n_blocks, &each) ||
+		    __builtin_add_overflow(bytes, each, &bytes))
+			return totals_fit(plan, UINT64_MAX, UINT64_MAX, why);
+	}
+	*out_bytes = bytes;
+	return 0;
+}
+
+static void blocks_load_plane(const struct kvx_plan *plan, struct plan_blocks *b)
+{
+	const struct kvx_plane *here = &plan->local.layout->planes[b->local_plane + b->plane];
+	const struct kvx_plane *there = &plan->remote.layout->planes[b->remote_plane + b->plane];
+	b->local_base = here->offset;
+	b->remote_base = there->offset;
+	b->local_stride = here->block_stride;
+	b->remote_stride = there->block_stride;
+	b->bytes = here->block_bytes;
+	if (!b->whole) {
+		b->local_base += b->slice.local_offset;
+		b->remote_base += b->slice.remote_offset;
+		b->bytes = b->slice.bytes;
+	}
+}
+
+/* A slice without gaps on either side is one longer piece. */
+static void slice_normalise(struct kvx_slice *slice)
+{
+	if (slice->count > 1 && slice->local_stride == slice->bytes &&
+	    slice->remote_stride == slice->bytes) {
+		slice->bytes *= slice->count;
+		slice->count = 1;
+	}
+}
+
+int kvx_plan_add_blocks(struct kvx_plan *plan, const struct kvx_block_list *list,
+			struct kvx_why *why)
+{
+	uint64_t bytes = 0, pieces;
+	int rc = blocks_check(plan, list, &bytes, why);
+	if (rc != 0)
+		return rc;
+	pieces = (uint64_t)list->n_planes * list->n_blocks;
+	if (__builtin_mul_overflow(pieces, (uint64_t)(list->slice ? list->slice->count : 1),
+				   &pieces))
+		pieces = UINT64_MAX;
+	rc = totals_fit(plan, bytes, pieces, why);
+	if (rc != 0)
+		return rc;
+	size_t ids_bytes = (size_t)list->n_blocks * sizeof(uint32_t);
+	struct plan_seg *seg = malloc(sizeof(*seg) + 2 * ids_bytes);
+	if (seg == NULL)
+		return kvx_why(why, -ENOMEM, "no memory for %" PRIu32 " block ids", list->n_blocks);
+	struct plan_blocks *b = &seg->blocks;
+	uint32_t *ids = (uint32_t *)seg->data;
+	seg->is_ops = false;
+	memset(b, 0, sizeof(*b));
+	memcpy(ids, list->local_blocks, ids_bytes);
+	memcpy(ids + list->n_blocks, list->remote_blocks, ids_bytes);
+	b->local_blocks = ids;
+	b->remote_blocks = ids + list->n_blocks;
+	b->local_plane = list->local_plane;
+	b->remote_plane = list->remote_plane;
+	b->n_planes = list->n_planes;
+	b->n_blocks = list->n_blocks;
+	b->whole = list->slice == NULL;
+	b->slice.count = 1;
+	if (!b->whole) {
+		b->slice = *list->slice;
+		slice_normalise(&b->slice);
+	}
+	blocks_load_plane(plan, b);
+	return plan_append(plan, seg, bytes, pieces);
+}
+
+static bool range_ok(uint64_t offset, uint64_t len, uint64_t limit)
+{
+	return offset <= limit && len <= limit - offset;
+}
+
+static int ops_check(const struct kvx_plan *plan, const struct kvx_op_list *list,
+		     uint64_t *out_bytes, struct kvx_why *why)
+{
+	uint64_t bytes = 0;
+	if (list->n_ops == 0)
+		return kvx_why(why, -EINVAL, "empty op list");
+	if (list->n_lens != list->n_ops && list->n_lens != 1)
+		return kvx_why(why, -EINVAL,
+			       "%" PRIu32 " ops with %" PRIu32 " lengths: give one each, or one",
+			       list->n_ops, list->n_lens);
+	for (uint32_t i = 0; i < list->n_ops; i++) {
+		uint64_t len = list->lens[list->n_lens == 1 ? 0 : i];
+		if (len == 0)
+			return kvx_why(why, -EINVAL, "op %" PRIu32 " has length 0", i);
+		if (!range_ok(list->local_offsets[i], len, plan->local.len_bytes))
+			return kvx_why(why, -ERANGE,
+				       "op %" PRIu32 ": local offset %" PRIu64 " + %" PRIu64
+				       " bytes leaves the region of %" PRIu64 " bytes",
+				       i, list->local_offsets[i], len, plan->local.len_bytes);
+		if (!range_ok(list->remote_offsets[i], len, plan->remote.len_bytes))
+			return kvx_why(why, -ERANGE,
+				       "op %" PRIu32 ": remote offset %" PRIu64 " + %" PRIu64
+				       " bytes leaves the region of %" PRIu64 " bytes",
+				       i, list->remote_offsets[i], len, plan->remote.len_bytes);
+		if (__builtin_add_overflow(bytes, len, &bytes))
+			return totals_fit(plan, UINT64_MAX, UINT64_MAX, why);
+	}
+	*out_bytes = bytes;
+	return totals_fit(plan, bytes, list->n_ops, why);
+}
+
+int kvx_plan_add_ops(struct kvx_plan *plan, const struct kvx_op_list *list, struct kvx_why *why)
+{
+	uint64_t bytes = 0;
+	int rc = ops_check(plan, list, &bytes, why);
+	if (rc != 0)
+		return rc;
+	size_t n = list->n_ops;
+	struct plan_seg *seg = malloc(sizeof(*seg) + (2 * n + list->n_lens) * sizeof(uint64_t));
+	if (seg == NULL)
+		return kvx_why(why, -ENOMEM, "no memory for %" PRIu32 " ops", list->n_ops);
+	memcpy(seg->data, list->local_offsets, n * sizeof(uint64_t));
+	memcpy(seg->data + n, list->remote_offsets, n * sizeof(uint64_t));
+	memcpy(seg->data + 2 * n, list->lens, list->n_lens * sizeof(uint64_t));
+	seg->is_ops = true;
+	seg->ops = (struct plan_ops){
+	    .n_ops = list->n_ops,
+	    .one_len = list->n_lens == 1,
+	    .local_offsets = seg->data,
+	    .remote_offsets = seg->data + n,
+	    .lens = seg->data + 2 * n,
+	};
+	return plan_append(plan, seg, bytes, list->n_ops);
+}
+
+/* The piece at the segment's cursor. */
+static inline struct kvx_span seg_peek(const struct plan_seg *seg)
+{
+	if (seg->is_ops) {
+		const struct plan_ops *o = &seg->ops;
+		return (struct kvx_span){o->local_offsets[o->at], o->remote_offsets[o->at],
+					 o->lens[o->one_len ? 0 : o->at]};
+	}
+	const struct plan_blocks *b = &seg->blocks;
+	struct kvx_span piece = {b->local_base + b->local_blocks[b->block] * b->local_stride,
+				 b->remote_base + b->remote_blocks[b->block] * b->remote_stride,
+				 b->bytes};
+	if (b->piece > 0) {
+		piece.local_offset += b->piece * b->slice.local_stride;
+		piece.remote_offset += b->piece * b->slice.remote_stride;
+	}
+	return piece;
+}
+
+/* Moves the cursor; false: that was the last piece. */
+static inline bool seg_advance(const struct kvx_plan *plan, struct plan_seg *seg)
+{
+	if (seg->is_ops)
+		return ++seg->ops.at < seg->ops.n_ops;
+	struct plan_blocks *b = &seg->blocks;
+	if (++b->piece < b->slice.count)
+		return true;
+	b->piece = 0;
+	if (++b->block < b->n_blocks)
+		return true;
+	b->block = 0;
+	if (++b->plane >= b->n_planes)
+		return false;
+	blocks_load_plane(plan, b);
+	return true;
+}
+
+static inline bool span_continues(const struct kvx_span *run, const struct kvx_span *piece)
+{
+	return run->local_offset + run->len_bytes == piece->local_offset &&
+	       run->remote_offset + run->len_bytes == piece->remote_offset;
+}
+
+/* One call's output. */
+struct plan_out {
+	struct kvx_span *spans;
+	unsigned n, max;
+	uint64_t left, max_span, max_bytes;
+};
+
+/* As much of the run as the limits allow becomes a span; false: nothing more fits. */
+static inline bool out_put(struct plan_out *out, struct kvx_span *run)
+{
+	uint64_t take = run->len_bytes;
+	if (out->n == out->max || out->left == 0)
+		return false;
+	/* What fits whole into the next call is not cut, nor is a crumb cut off. */
+	if (take > out->left && out->n > 0 && (take <= out->max_bytes || out->left < CUT_MIN_BYTES))
+		return false;
+	take = take < out->max_span ? take : out->max_span;
+	take = take < out->left ? take : out->left;
+	out->spans[out->n++] = (struct kvx_span){run->local_offset, run->remote_offset, take};
+	run->local_offset += take;
+	run->remote_offset += take;
+	run->len_bytes -= take;
+	out->left -= take;
+	return true;
+}
+
+/* A run is made as long as its neighbours allow, but only up to what this call can give out: so a
+ * run of any length costs no more per call than what comes of it. */
+unsigned kvx_plan_next(struct kvx_plan *plan, uint64_t max_span, uint64_t max_bytes,
+		       struct kvx_span *out_spans, unsigned max)
+{
+	struct plan_out out = {out_spans, 0, max, max_bytes, max_span, max_bytes};
+	struct kvx_span run = plan->run;
+	struct plan_seg *seg;
+	kvx_assert(max_span > 0);
+	while ((seg = plan->head) != NULL) {
+		struct kvx_span piece = seg_peek(seg);
+		if (run.len_bytes == 0)
+			run = piece;
+		else if (run.len_bytes < max_span && run.len_bytes < out.left &&
+			 span_continues(&run, &piece))
+			run.len_bytes += piece.len_bytes;
+		else if (!out_put(&out, &run))
+			break;
+		else if (run.len_bytes == 0)
+			run = piece;
+		else
+			continue; /* there is more of the run to give out first */
+		if (!seg_advance(plan, seg)) {
+			plan->head = seg->next;
+			free(seg);
+		}
+	}
+	/* Only the end of all that was added so far ends a run that has not met its limit. */
+	while (plan->head == NULL && run.len_bytes > 0 && out_put(&out, &run))
+		;
+	plan->run = run;
+	plan->given_bytes += max_bytes - out.left;
+	return out.n;
+}
+
+bool kvx_plan_is_drained(const struct kvx_plan *plan)
+{
+	return plan->given_bytes == plan->bytes;
+}
+
+uint64_t kvx_plan_bytes(const struct kvx_plan *plan)
+{
+	return plan->bytes;
+}
+
+uint64_t kvx_plan_backlog(const struct kvx_plan *plan)
+{
+	return plan->bytes - plan->given_bytes;
+}
+
+uint64_t kvx_plan_pieces(const struct kvx_plan *plan)
+{
+	return plan->pieces;
+}

@@ -1,0 +1,110 @@
+/* Regions out, in the one safe order: no new transfers, the running ones end behind their fence,
+ * peers stop using it, same-node keys are freed, every domain deregisters it, the job thread unmaps
+ * it, the table forgets it. Each step begins only when the one before is over; nothing waits. Loop
+ * thread. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stddef.h>
+
+#include "base/assert.h"
+#include "base/log.h"
+#include "xfer/node_priv.h"
+
+static void region_on_withdrawn(void *arg)
+{
+	struct node_region *nr = arg;
+	kvx_assert(!nr->withdrawn);
+	nr->withdrawn = true;
+	node_region_step(nr);
+}
+
+static void region_on_xfers_ended(struct kvx_xfers_watch *watch)
+{
+	node_region_step(
+	    (struct node_region *)((char *)watch - offsetof(struct node_region, watch)));
+}
+
+static bool region_drained(struct node_region *nr)
+{
+	if (kvx_xfers_cancel_region(nr->node->xfers, nr->region, nr->status, nr->why.text) > 0)
+		return false;
+	kvx_xfers_unwatch(nr->node->xfers, &nr->watch);
+	return true;
+}
+
+static void region_withdraw(struct node_region *nr)
+{
+	const struct kvx_node_peer_hooks *peers = &nr->node->peers;
+	if (peers->withdraw != NULL)
+		peers->withdraw(peers->arg, nr->region, region_on_withdrawn, nr);
+	else
+		nr->withdrawn = true;
+}
+
+/* Moves on by at most one state; says whether it did. */
+static bool region_advance(struct node_region *nr)
+{
+	switch (nr->sm.state) {
+	case NODE_REGION_DRAINING:
+		if (!region_drained(nr))
+			return false;
+		kvx_sm_move(&nr->sm, NODE_REGION_WITHDRAWING);
+		region_withdraw(nr);
+		return true;
+	case NODE_REGION_WITHDRAWING:
+		if (!nr->withdrawn)
+			return false;
+		kvx_sm_move(&nr->sm, NODE_REGION_KEYS);
+		if (nr->target != NULL) {
+			nr->target->closing = true;
+			node_target_step(nr->target);
+		}
+		return true;
+	case NODE_REGION_KEYS:
+		if (nr->n_targets > 0)
+			return false;
+		kvx_sm_move(&nr->sm, NODE_REGION_DEREG);
+		node_region_deregister(nr);
+		return true;
+	case NODE_REGION_DEREG:
+		if (nr->n_pending > 0)
+			return false;
+		kvx_sm_move(&nr->sm, NODE_REGION_UNMAPPING);
+		node_region_unmap(nr);
+		return false;
+	default:
+		return false;
+	}
+}
+
+void node_region_step(struct node_region *nr)
+{
+	if (nr->stepping)
+		return;
+	nr->stepping = true;
+	while (region_advance(nr))
+		;
+	nr->stepping = false;
+}
+
+int kvx_node_region_close(struct kvx_node *node, struct kvx_region *region, int status,
+			  const char *text, kvx_region_closed_cb cb, void *arg)
+{
+	struct node_region *nr = region->retire;
+	kvx_assert(region->state != KVX_REGION_MAPPING && nr != NULL);
+	if (region->state == KVX_REGION_CLOSING)
+		return -EALREADY;
+	kvx_debug("node: region %" PRIu64 ": closing: %s", region->id, text);
+	region->state = KVX_REGION_CLOSING;
+	nr->status = status;
+	kvx_why(&nr->why, 0, "%s", text);
+	nr->closed_cb = cb;
+	nr->closed_arg = arg;
+	nr->watch.ended = region_on_xfers_ended;
+	kvx_xfers_watch(node->xfers, &nr->watch);
+	kvx_sm_move(&nr->sm, NODE_REGION_DRAINING);
+	if (nr->target != NULL)
+		kvx_target_lose(&nr->target->target, status, text);
+	node_region_step(nr);
+	return 0;
+}

@@ -1,0 +1,411 @@
+/* Scheduler: see sched.h. Owns the batch pool and what is queued per lane and flow; knows ops only
+ * as counts of bytes. Turns: schedulers (lanes) one batch each, flows of a lane by surplus round
+ * robin (a flow may send while its balance is positive, the overdraft counts against its next turn:
+ * ops are never cut for fairness), items of a flow in order. Loop thread; no malloc but for the
+ * first item of a new flow. */
+#include "xfer/sched.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#define HASH_NONFATAL_OOM 1
+#include <uthash.h>
+#include <utlist.h>
+
+#include "base/assert.h"
+#include "base/pool.h"
+
+/* Below this a lone item is not spread over more outlets: the wake-up would cost more. */
+#define SPREAD_MIN_BYTES (64u * 1024)
+#define SPARE_FLOWS      64
+
+struct kvx_sched_flow {
+	uint64_t id;
+	int64_t balance;
+	struct kvx_sched_item *items; /* in order; never empty while the flow is in the table */
+	struct kvx_sched_flow *prev, *next; /* of the turns; next: of the spare ones */
+	UT_hash_handle hh;
+};
+
+struct sched_batch {
+	struct kvx_batch batch; /* first: what workers know */
+	struct kvx_sched *sched;
+	struct kvx_outlet *outlet;
+};
+
+struct kvx_sched {
+	struct kvx_scheds *all;
+	struct kvx_lane *lane;
+	struct kvx_sched_flow *by_id;
+	struct kvx_sched_flow *turns; /* circular: the head is whose turn it is */
+	struct sched_batch *unsent;   /* filled, but the worker's ring was full */
+	unsigned n_queued, n_in_flight;
+	bool awake; /* in all->awake */
+	struct kvx_sched *prev, *next;
+};
+
+struct kvx_scheds {
+	struct kvx_pool *batches;
+	int64_t quantum_bytes;
+	struct kvx_sched *awake; /* may have something to do; the head goes next */
+	unsigned n_awake;
+	struct kvx_sched_flow *spare;
+	unsigned n_spare, n_scheds;
+	bool pumping;
+};
+
+enum step { STEP_SENT, STEP_IDLE, STEP_STUCK, STEP_NO_BATCH };
+
+int kvx_scheds_create(unsigned n_batches, uint64_t quantum_bytes, struct kvx_scheds **out_scheds)
+{
+	struct kvx_scheds *all;
+	if (quantum_bytes == 0 || quantum_bytes > INT64_MAX / 2)
+		return -EINVAL;
+	all = calloc(1, sizeof(*all));
+	if (all == NULL)
+		return -ENOMEM;
+	int rc = kvx_pool_create(sizeof(struct sched_batch), n_batches, &all->batches);
+	if (rc != 0) {
+		free(all);
+		return rc;
+	}
+	all->quantum_bytes = (int64_t)quantum_bytes;
+	*out_scheds = all;
+	return 0;
+}
+
+void kvx_scheds_destroy(struct kvx_scheds *all)
+{
+	if (all == NULL)
+		return;
+	kvx_assert(all->n_scheds == 0);
+	while (all->spare != NULL) {
+		struct kvx_sched_flow *flow = all->spare;
+		all->spare = flow->next;
+		free(flow);
+	}
+	kvx_pool_destroy(all->batches);
+	free(all);
+}
+
+unsigned kvx_scheds_available(const struct kvx_scheds *all)
+{
+	return kvx_pool_available(all->batches);
+}
+
+int kvx_sched_create(struct kvx_lane *lane, struct kvx_scheds *scheds, struct kvx_sched **out_sched)
+{
+	struct kvx_sched *sched = calloc(1, sizeof(*sched));
+	if (sched == NULL)
+		return -ENOMEM;
+	sched->all = scheds;
+	sched->lane = lane;
+	scheds->n_scheds++;
+	*out_sched = sched;
+	return 0;
+}
+
+static void sched_wake(struct kvx_sched *sched)
+{
+	if (sched->awake)
+		return;
+	sched->awake = true;
+	sched->all->n_awake++;
+	DL_APPEND(sched->all->awake, sched);
+}
+
+static void sched_rest(struct kvx_sched *sched)
+{
+	if (!sched->awake)
+		return;
+	sched->awake = false;
+	sched->all->n_awake--;
+	DL_DELETE(sched->all->awake, sched);
+}
+
+void kvx_sched_destroy(struct kvx_sched *sched)
+{
+	if (sched == NULL)
+		return;
+	kvx_assert(sched->n_queued == 0 && sched->n_in_flight == 0 && sched->unsent == NULL);
+	sched_rest(sched);
+	sched->all->n_scheds--;
+	free(sched);
+}
+
+static struct kvx_sched_flow *flow_get(struct kvx_sched *sched, uint64_t id)
+{
+	struct kvx_scheds *all = sched->all;
+	struct kvx_sched_flow *flow;
+	HASH_FIND(hh, sched->by_id, &id, sizeof(id), flow);
+	if (flow != NULL)
+		return flow;
+	flow = all->spare;
+	if (flow != NULL) {
+		all->spare = flow->next;
+		all->n_spare--;
+	} else {
+		flow = malloc(sizeof(*flow));
+		if (flow == NULL)
+			return NULL;
+	}
+	flow->id = id;
+	flow->balance = all->quantum_bytes;
+	flow->items = NULL;
+	unsigned n = HASH_COUNT(sched->by_id);
+	HASH_ADD(hh, sched->by_id, id, sizeof(flow->id), flow);
+	if (HASH_COUNT(sched->by_id) == n) { /* uthash had no memory */
+		free(flow);
+		return NULL;
+	}
+	DL_APPEND(sched->turns, flow); /* behind all that wait */
+	return flow;
+}
+
+static void flow_put(struct kvx_sched *sched, struct kvx_sched_flow *flow)
+{
+	struct kvx_scheds *all = sched->all;
+	HASH_DELETE(hh, sched->by_id, flow);
+	DL_DELETE(sched->turns, flow);
+	if (all->n_spare >= SPARE_FLOWS) {
+		free(flow);
+		return;
+	}
+	flow->next = all->spare;
+	all->spare = flow;
+	all->n_spare++;
+}
+
+int kvx_sched_enqueue(struct kvx_sched *sched, struct kvx_sched_item *item)
+{
+	if (item->queued)
+		return 0;
+	struct kvx_sched_flow *flow = flow_get(sched, item->flow_id);
+	if (flow == NULL)
+		return -ENOMEM;
+	item->sched = sched;
+	item->flow = flow;
+	item->queued = true;
+	DL_APPEND(flow->items, item);
+	sched->n_queued++;
+	sched_wake(sched);
+	return 0;
+}
+
+void kvx_sched_remove(struct kvx_sched_item *item)
+{
+	struct kvx_sched *sched = item->sched;
+	if (!item->queued)
+		return;
+	DL_DELETE(item->flow->items, item);
+	if (item->flow->items == NULL)
+		flow_put(sched, item->flow);
+	item->flow = NULL;
+	item->queued = false;
+	sched->n_queued--;
+}
+
+/* The one whose turn it is: a flow in debt is given its quantum and goes to the end. Ends, because
+ * every round pays every flow. */
+static struct kvx_sched_flow *sched_turn(struct kvx_sched *sched)
+{
+	struct kvx_sched_flow *flow = sched->turns;
+	while (flow->balance <= 0) {
+		flow->balance += sched->all->quantum_bytes;
+		DL_DELETE(sched->turns, flow);
+		DL_APPEND(sched->turns, flow);
+		flow = sched->turns;
+	}
+	return flow;
+}
+
+static bool outlet_has_credit(const struct kvx_outlet *outlet)
+{
+	return outlet->batches_in_flight < kvx_worker_limits(outlet->worker)->queue_batches;
+}
+
+static struct kvx_outlet *lane_outlet(struct kvx_lane *lane)
+{
+	struct kvx_outlet *best = NULL;
+	for (unsigned i = 0; i < lane->n_outlets; i++) {
+		struct kvx_outlet *o = &lane->outlets[i];
+		if (outlet_has_credit(o) &&
+		    (best == NULL || o->bytes_in_flight < best->bytes_in_flight))
+			best = o;
+	}
+	return best;
+}
+
+/* A whole item that is small enough is copied here and now. */
+static bool fits_inline(const struct kvx_lane *lane, const struct kvx_sched_item *item,
+			uint64_t backlog)
+{
+	return lane->inline_outlet != NULL && item->n_in_flight == 0 &&
+	       backlog <= lane->inline_max_bytes && outlet_has_credit(lane->inline_outlet);
+}
+
+/* How much to put into one batch: what the transport likes, or the outlet's share of a lone item's
+ * last bytes. */
+static uint64_t batch_bytes(const struct kvx_sched *sched, const struct kvx_outlet *outlet,
+			    uint64_t backlog)
+{
+	const struct kvx_lane *lane = sched->lane;
+	uint64_t bytes = kvx_worker_limits(outlet->worker)->batch_bytes;
+	if (sched->n_queued != 1 || lane->n_outlets < 2 || outlet == lane->inline_outlet ||
+	    backlog / lane->n_outlets >= bytes || !(lane->ops->caps & KVX_CAP_CPU_COPY))
+		return bytes;
+	uint64_t share = backlog / lane->n_outlets + 1;
+	share = (share + 4095) & ~(uint64_t)4095;
+	if (share < SPREAD_MIN_BYTES)
+		share = SPREAD_MIN_BYTES;
+	return share < bytes ? share : bytes;
+}
+
+static void sched_on_batch(struct kvx_batch *batch)
+{
+	struct sched_batch *b = (struct sched_batch *)batch;
+	struct kvx_sched *sched = b->sched;
+	struct kvx_sched_item *item = batch->owner;
+	struct kvx_lane *lane = sched->lane;
+	b->outlet->batches_in_flight--;
+	b->outlet->bytes_in_flight -= batch->bytes;
+	sched->n_in_flight--;
+	item->n_in_flight--;
+	lane->n_batches++;
+	lane->n_ops += batch->n_ops;
+	if (batch->status == 0)
+		lane->n_bytes += batch->bytes;
+	else
+		lane->n_errors++;
+	sched_wake(sched);
+	item->ops->batch_done(item, batch);
+	kvx_pool_put(sched->all->batches, b);
+}
+
+/* Runs the inline worker until it has nothing more to do: its batch is normally over then. */
+static void inline_run(struct kvx_worker *worker)
+{
+	while (kvx_worker_pump(worker))
+		;
+	kvx_worker_drain(worker);
+}
+
+static enum step sched_send(struct kvx_sched *sched, struct sched_batch *b)
+{
+	struct kvx_worker *worker = b->outlet->worker;
+	bool is_inline = b->outlet == sched->lane->inline_outlet;
+	int rc = kvx_worker_submit_batch(worker, &b->batch);
+	sched->unsent = rc == 0 ? NULL : b;
+	if (is_inline)
+		inline_run(worker);
+	return rc == 0 ? STEP_SENT : STEP_STUCK;
+}
+
+static bool batch_fill(struct kvx_sched *sched, struct sched_batch *b, struct kvx_outlet *outlet,
+		       struct kvx_sched_item *item, uint64_t backlog)
+{
+	struct kvx_batch *batch = &b->batch;
+	unsigned max = kvx_worker_limits(outlet->worker)->batch_ops;
+	uint64_t bytes = 0;
+	if (max > KVX_BATCH_OPS)
+		max = KVX_BATCH_OPS;
+	unsigned n = item->ops->pull(item, outlet, batch->ops, max,
+				     batch_bytes(sched, outlet, backlog), &bytes);
+	if (n == 0)
+		return false;
+	batch->work.kind = KVX_WORK_BATCH;
+	batch->ep = outlet->ep;
+	batch->owner = item;
+	batch->done = sched_on_batch;
+	batch->bytes = bytes;
+	batch->n_ops = n;
+	batch->n_posted = 0;
+	batch->n_done = 0;
+	batch->status = 0;
+	batch->vendor_code = 0;
+	batch->text = NULL;
+	batch->first_ns = 0;
+	batch->last_ns = 0;
+	b->sched = sched;
+	b->outlet = outlet;
+	outlet->batches_in_flight++;
+	outlet->bytes_in_flight += bytes;
+	sched->n_in_flight++;
+	item->n_in_flight++;
+	item->flow->balance -= (int64_t)bytes;
+	return true;
+}
+
+/* Sends at most one batch. After sched_send() nothing that was looked up before may be used: an
+ * inline batch may have ended its transfer. */
+static enum step sched_step(struct kvx_sched *sched)
+{
+	struct kvx_lane *lane = sched->lane;
+	if (sched->unsent != NULL)
+		return sched_send(sched, sched->unsent);
+	if (lane->state != KVX_LANE_UP)
+		return STEP_IDLE;
+	struct kvx_outlet *outlet = lane_outlet(lane);
+	while (sched->n_queued > 0) {
+		struct kvx_sched_item *item = sched_turn(sched)->items;
+		uint64_t backlog = item->ops->backlog_bytes(item);
+		if (backlog == 0) {
+			kvx_sched_remove(item);
+			continue;
+		}
+		struct kvx_outlet *to =
+		    fits_inline(lane, item, backlog) ? lane->inline_outlet : outlet;
+		if (to == NULL)
+			return STEP_IDLE; /* woken when a batch comes back */
+		struct sched_batch *b = kvx_pool_get(sched->all->batches);
+		if (b == NULL)
+			return STEP_NO_BATCH;
+		if (batch_fill(sched, b, to, item, backlog))
+			return sched_send(sched, b);
+		kvx_pool_put(sched->all->batches, b);
+		kvx_sched_remove(item);
+	}
+	return STEP_IDLE;
+}
+
+/* One batch per lane and round, until a whole round sent nothing. A lane that is stuck stays awake:
+ * the next pump tries again. */
+void kvx_scheds_pump(struct kvx_scheds *all)
+{
+	unsigned n_stuck = 0;
+	if (all->pumping)
+		return;
+	all->pumping = true;
+	while (all->awake != NULL) {
+		struct kvx_sched *sched = all->awake;
+		enum step step = sched_step(sched);
+		if (step == STEP_NO_BATCH)
+			break;
+		if (step == STEP_IDLE) {
+			sched_rest(sched);
+			n_stuck = 0;
+			continue;
+		}
+		DL_DELETE(all->awake, sched);
+		DL_APPEND(all->awake, sched);
+		n_stuck = step == STEP_STUCK ? n_stuck + 1 : 0;
+		if (n_stuck >= all->n_awake)
+			break;
+	}
+	all->pumping = false;
+}
+
+void kvx_sched_pump(struct kvx_sched *sched)
+{
+	sched_wake(sched);
+	kvx_scheds_pump(sched->all);
+}
+
+unsigned kvx_sched_queued(const struct kvx_sched *sched)
+{
+	return sched->n_queued;
+}
+
+unsigned kvx_sched_in_flight(const struct kvx_sched *sched)
+{
+	return sched->n_in_flight;
+}

@@ -1,0 +1,105 @@
+/* Transfers, inside: shared by xfer.c (from submit to the last op), xfer_end.c (from the first
+ * failure or the last completion to the terminal event) and xfer_table.c (all of them). */
+#ifndef KVX_XFER_PRIV_H
+#define KVX_XFER_PRIV_H
+
+#define HASH_NONFATAL_OOM 1
+#include <uthash.h>
+
+#include "base/sm.h"
+#include "xfer/xfer.h"
+
+#define KVX_XFER_MAGIC 0x78666572u
+
+enum xfer_state {
+	XFER_OPEN,    /* streaming, more may be appended */
+	XFER_RUNNING, /* all that belongs to it is known */
+	XFER_ENDING,  /* failed or cancelled: nothing is pulled, batches in flight come back */
+	XFER_ENDED,
+};
+
+/* A submitter: exists while it has transfers. */
+struct xfer_owner {
+	uint64_t client;
+	unsigned n;
+	struct kvx_xfer *xfers; /* by owner_prev/next */
+	UT_hash_handle hh;
+};
+
+/* One accepted transfer. Owned by kvx_xfers, loop thread; workers see only its batches. */
+struct kvx_xfer {
+	uint32_t magic;
+	struct kvx_sched_item item;
+	struct kvx_timer timer; /* deadline; in ENDING: fence bound */
+	struct kvx_sm sm;
+	struct kvx_xfers *all;
+	struct xfer_owner *owner;
+	uint64_t uid;
+	uint64_t client, number, tag;
+	int op;
+	struct kvx_region *region;
+	struct kvx_target *target;
+	struct kvx_lane *lane;
+	struct kvx_plan *plan;
+	void *payload;
+	uint32_t payload_bytes;
+	bool told_open; /* remote_open ran */
+	bool is_done;   /* in all->done */
+	int status;     /* of the first failure */
+	enum kvx_scope scope;
+	int vendor_code;
+	struct kvx_why why;
+	uint64_t bytes_done, n_ops;
+	uint64_t deadline_ns; /* as asked for */
+	uint64_t submit_ns, first_ns, last_ns;
+	struct kvx_xfer *prev, *next; /* all->live, newest first */
+	struct kvx_xfer *owner_prev, *owner_next;
+	struct kvx_xfer *done_next;
+};
+
+/* An ended transfer, for people. */
+struct xfer_past {
+	struct kvx_xfer_row row;
+	char text[KVX_WHY_BYTES];
+	char peer[33];
+};
+
+struct kvx_xfers {
+	struct kvx_xfers_conf conf;
+	struct kvx_xfer *live;
+	struct xfer_owner *owners;
+	unsigned n_live;
+	uint64_t next_uid;
+	struct kvx_xfer *done, *done_last; /* over, not told yet */
+	bool pumping;
+	struct kvx_xfers_watch *watches, *next_told;
+	struct xfer_past *past; /* ring of conf.history */
+	unsigned n_past, past_at;
+	struct kvx_xfers_stats stats;
+};
+
+/* xfer_end.c */
+struct xfer_failure {
+	int status;
+	enum kvx_scope scope;
+	int vendor_code;
+};
+/* First failure decides, later ones add nothing. */
+void xfer_fail(struct kvx_xfer *xfer, const struct xfer_failure *failure, const char *text);
+void xfer_fail_status(struct kvx_xfer *xfer, int status, const char *text);
+void xfer_fail_batch(struct kvx_xfer *xfer, const struct kvx_batch *batch);
+/* Over? Then it goes to the done list. */
+void xfer_settle(struct kvx_xfer *xfer);
+void xfer_on_deadline(struct kvx_timer *timer);
+void xfer_tell_open(struct kvx_xfer *xfer);
+
+/* xfer_table.c */
+int xfers_link(struct kvx_xfers *all, struct kvx_xfer *xfer); /* 0 or -ENOMEM */
+void xfers_unlink(struct kvx_xfers *all, struct kvx_xfer *xfer);
+void xfers_remember(struct kvx_xfers *all, const struct kvx_xfer *xfer,
+		    const struct kvx_xfer_end *end);
+void xfers_count_end(struct kvx_xfers *all, const struct kvx_xfer *xfer,
+		     const struct kvx_xfer_end *end);
+void xfer_describe(const struct kvx_xfer *xfer, struct kvx_xfer_row *out_row);
+
+#endif

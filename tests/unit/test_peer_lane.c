@@ -1,0 +1,549 @@
+/* Peers: transfers over the lane, its tear-down and recovery, withdrawal of regions, and the loss of
+ * a peer in the middle of it all. */
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "peer_rig.h"
+#include "proto/kvx_err.h"
+#include "test_end.h"
+
+#define RW  (KVX_ACCESS_READ | KVX_ACCESS_WRITE)
+#define LEN 65536
+
+static struct peer_rig rig;
+static struct kvx_region *here, *there;
+static struct kvx_target *target;
+
+/* A region on either node, and b's resolved on a. */
+static void start_with_target(void)
+{
+	struct rig_answer answer;
+	struct kvx_desc desc;
+
+	rig_start(&rig);
+	here = rig_region(&rig.a, LEN, RW, NULL);
+	there = rig_region(&rig.b, LEN, RW, NULL);
+	memset(here->mem.addr, 0x11, LEN);
+	memset(there->mem.addr, 0x22, LEN);
+	desc = rig_desc(&rig.b, there);
+	answer = rig_resolve(&rig.a, &desc);
+	cr_assert_eq(answer.status, 0, "%s", answer.text);
+	target = answer.target;
+}
+
+static bool all_are(const uint8_t *p, uint8_t value)
+{
+	for (unsigned i = 0; i < LEN; i++)
+		if (p[i] != value)
+			return false;
+	return true;
+}
+
+static void stop(void)
+{
+	kvx_target_unref(target);
+	rig_stop(&rig);
+}
+
+/* Gives a a fresh target of the same region, after a loss. */
+static void resolve_again(void)
+{
+	struct kvx_desc desc = rig_desc(&rig.b, there);
+	struct rig_answer answer;
+
+	kvx_target_unref(target);
+	answer = rig_resolve(&rig.a, &desc);
+	cr_assert_eq(answer.status, 0, "%s", answer.text);
+	target = answer.target;
+}
+
+static void assert_write_works(void)
+{
+	unsigned n = rig.a.n_ends;
+
+	memset(there->mem.addr, 0x33, LEN);
+	cr_assert_eq(rig_submit(&rig.a, KVX_OP_WRITE, here, target, LEN, 1000), 0);
+	cr_assert(RIG_UNTIL(&rig, rig.a.n_ends > n, 2000), "no end");
+	cr_assert_eq(rig.a.ends[n].end.status, 0, "%s", rig.a.ends[n].text);
+	cr_assert(all_are(there->mem.addr, 0x11));
+}
+
+Test(peer_lane, write_ends_with_an_arrival_at_the_owner)
+{
+	rig_init(&rig);
+	start_with_target();
+	cr_assert_eq(rig_submit(&rig.a, KVX_OP_WRITE, here, target, LEN, 1000), 0);
+	cr_assert(RIG_UNTIL(&rig, rig.b.n_arrivals == 1, 1000));
+	cr_assert_eq(rig.a.n_ends, 1);
+	cr_assert_eq(rig.a.ends[0].end.status, 0);
+	cr_assert_str_eq(rig.a.ends[0].end.transport, "fake");
+	cr_assert_eq(rig.b.arrivals[0].arrival.status, 0);
+	cr_assert_eq(rig.b.arrivals[0].arrival.bytes, LEN);
+	cr_assert_eq(rig.b.arrivals[0].arrival.owner, 7);
+	cr_assert_eq(rig.b.arrivals[0].arrival.region, there->id);
+	cr_assert_eq(rig.b.arrivals[0].arrival.tag, 0x7a6);
+	cr_assert_eq(rig.b.arrivals[0].arrival.op, KVX_OP_WRITE);
+	cr_assert_eq(rig.b.arrivals[0].arrival.payload_bytes, 7);
+	cr_assert_eq(memcmp(rig.b.arrivals[0].payload, "payload", 7), 0);
+	cr_assert(all_are(there->mem.addr, 0x11));
+	stop();
+	KVX_TEST_END();
+}
+
+Test(peer_lane, read_brings_the_bytes_and_tells_the_owner)
+{
+	rig_init(&rig);
+	start_with_target();
+	cr_assert_eq(rig_submit(&rig.a, KVX_OP_READ, here, target, LEN, 1000), 0);
+	cr_assert(RIG_UNTIL(&rig, rig.b.n_arrivals == 1, 1000));
+	cr_assert_eq(rig.a.ends[0].end.status, 0);
+	cr_assert_eq(rig.b.arrivals[0].arrival.op, KVX_OP_READ);
+	cr_assert(all_are(here->mem.addr, 0x22));
+	stop();
+	KVX_TEST_END();
+}
+
+Test(peer_lane, both_directions_share_one_lane)
+{
+	struct rig_answer back;
+	struct kvx_desc desc;
+
+	rig_init(&rig);
+	start_with_target();
+	desc = rig_desc(&rig.a, here);
+	back = rig_resolve(&rig.b, &desc);
+	cr_assert_eq(back.status, 0, "%s", back.text);
+	cr_assert_eq(rig_submit(&rig.b, KVX_OP_WRITE, there, back.target, LEN, 1000), 0);
+	cr_assert(RIG_UNTIL(&rig, rig.a.n_arrivals == 1, 1000));
+	cr_assert(all_are(here->mem.addr, 0x22));
+	cr_assert_eq(rig_lane_generation(&rig.a), rig_lane_generation(&rig.b));
+	kvx_target_unref(back.target);
+	stop();
+	KVX_TEST_END();
+}
+
+Test(peer_lane, reset_fails_what_is_in_flight_and_recovers_with_a_new_generation)
+{
+	uint64_t generation;
+
+	rig_init(&rig);
+	start_with_target();
+	generation = rig_lane_generation(&rig.a);
+	rig.script.latency_ns = 500 * KVX_MS;
+	cr_assert_eq(rig_submit(&rig.a, KVX_OP_WRITE, here, target, LEN, 10000), 0);
+	rig_pass(&rig, 20);
+	kvx_peers_lane_reset(rig.a.peers, target->lane, "the test says so");
+	cr_assert(RIG_UNTIL(&rig, rig.a.n_ends == 1 && rig.b.n_arrivals == 1, 1000));
+	cr_assert_eq(rig.a.ends[0].end.status, -EIO);
+	cr_assert_not_null(strstr(rig.a.ends[0].text, "the test says so"));
+	cr_assert_eq(rig.b.arrivals[0].arrival.status, -EIO);
+	cr_assert(all_are(there->mem.addr, 0x22), "bytes landed after the fence");
+	rig.script.latency_ns = 0;
+	cr_assert(RIG_UNTIL(&rig, rig_lane_is_up(&rig.a) && rig_lane_is_up(&rig.b), 2000));
+	cr_assert_gt(rig_lane_generation(&rig.a), generation);
+	cr_assert_eq(rig_lane_generation(&rig.a), rig_lane_generation(&rig.b));
+	cr_assert_not(target->lost);
+	assert_write_works();
+	stop();
+	KVX_TEST_END();
+}
+
+Test(peer_lane, reset_by_the_higher_node_recovers_too)
+{
+	struct rig_answer back;
+	struct kvx_desc desc;
+	uint64_t generation;
+
+	rig_init(&rig);
+	start_with_target();
+	desc = rig_desc(&rig.a, here);
+	back = rig_resolve(&rig.b, &desc);
+	generation = rig_lane_generation(&rig.a);
+	kvx_peers_lane_reset(rig.b.peers, back.target->lane, "the test says so");
+	cr_assert(RIG_UNTIL(&rig, rig_lane_generation(&rig.a) > generation, 1000));
+	cr_assert(RIG_UNTIL(&rig, rig_lane_is_up(&rig.a) && rig_lane_is_up(&rig.b), 2000));
+	assert_write_works();
+	kvx_target_unref(back.target);
+	stop();
+	KVX_TEST_END();
+}
+
+Test(peer_lane, lost_endpoint_recovers_and_waiting_transfers_go_on)
+{
+	rig_init(&rig);
+	start_with_target();
+	rig.script.ep_down_at_op = (unsigned)rig.script.n_ops + 1;
+	cr_assert_eq(rig_submit(&rig.a, KVX_OP_WRITE, here, target, LEN, 10000), 0);
+	cr_assert(RIG_UNTIL(&rig, rig.a.n_ends == 1, 2000));
+	cr_assert_lt(rig.a.ends[0].end.status, 0);
+	rig.script.ep_down_at_op = 0;
+	while (rig_submit(&rig.a, KVX_OP_WRITE, here, target, LEN, 10000) == -EHOSTDOWN)
+		rig_turn(&rig); /* the lane may wait for the other side's fence */
+	cr_assert(RIG_UNTIL(&rig, rig.a.n_ends == 2, 2000));
+	cr_assert_eq(rig.a.ends[1].end.status, 0, "%s", rig.a.ends[1].text);
+	stop();
+	KVX_TEST_END();
+}
+
+Test(peer_lane, lost_completion_ends_at_the_deadline_and_the_lane_recovers)
+{
+	rig_init(&rig);
+	start_with_target();
+	rig.script.drop_nth_op = (unsigned)rig.script.n_ops + 1;
+	cr_assert_eq(rig_submit(&rig.a, KVX_OP_WRITE, here, target, LEN, 100), 0);
+	cr_assert(RIG_UNTIL(&rig, rig.a.n_ends == 1, 2000), "no end");
+	cr_assert_eq(rig.a.ends[0].end.status, -ETIMEDOUT);
+	cr_assert(RIG_UNTIL(&rig, rig.b.n_arrivals == 1, 1000));
+	cr_assert_eq(rig.b.arrivals[0].arrival.status, -ETIMEDOUT);
+	rig.script.drop_nth_op = 0;
+	cr_assert(RIG_UNTIL(&rig, rig_lane_is_up(&rig.a), 2000));
+	assert_write_works();
+	stop();
+	KVX_TEST_END();
+}
+
+Test(peer_lane, failed_set_ups_are_tried_again)
+{
+	rig_init(&rig);
+	rig.script.faults[KVX_FAKE_LISTEN].nth = 4; /* 1 and 2 are the copy lanes */
+	rig.script.faults[KVX_FAKE_LISTEN].err = -ENOMEM;
+	rig.script.faults[KVX_FAKE_CONNECT].nth = 2;
+	rig.script.faults[KVX_FAKE_CONNECT].err = -EIO;
+	start_with_target();
+	assert_write_works();
+	stop();
+	KVX_TEST_END();
+}
+
+/* withdrawal */
+
+struct lost_watch {
+	struct kvx_target_watch watch;
+	unsigned n;
+	int status;
+};
+
+static void on_lost(struct kvx_target_watch *watch, int status, const char *text)
+{
+	struct lost_watch *lost = (struct lost_watch *)watch;
+
+	lost->n++;
+	lost->status = status;
+}
+
+Test(peer_lane, unregistered_region_is_withdrawn_after_its_transfers_were_fenced)
+{
+	struct lost_watch lost = {.watch.lost = on_lost};
+	unsigned before;
+
+	rig_init(&rig);
+	start_with_target();
+	kvx_target_watch(target, &lost.watch);
+	rig.script.latency_ns = 50 * KVX_MS;
+	cr_assert_eq(rig_submit(&rig.a, KVX_OP_WRITE, here, target, LEN, 10000), 0);
+	rig_pass(&rig, 10);
+	before = rig.b.n_region_events;
+	rig_region_close(&rig.b, there);
+	cr_assert(RIG_UNTIL(&rig, rig.b.n_region_events > before, 1000), "does not close");
+	cr_assert_eq(rig.a.n_ends, 1, "closed before the transfer had ended");
+	cr_assert_eq(rig.a.ends[0].end.status, -EOWNERDEAD, "%d", rig.a.ends[0].end.status);
+	cr_assert_eq(lost.n, 1);
+	cr_assert_eq(lost.status, -EOWNERDEAD);
+	cr_assert_eq(rig.b.n_arrivals, 1);
+	cr_assert(rig_lane_is_up(&rig.a), "the lane is fine");
+	kvx_target_unwatch(target, &lost.watch);
+	stop();
+	KVX_TEST_END();
+}
+
+Test(peer_lane, unused_target_is_withdrawn_at_once)
+{
+	unsigned before;
+
+	rig_init(&rig);
+	start_with_target();
+	kvx_target_unref(target);
+	target = NULL;
+	before = rig.b.n_region_events;
+	rig_region_close(&rig.b, there);
+	cr_assert(RIG_UNTIL(&rig, rig.b.n_region_events > before, 100));
+	stop();
+	KVX_TEST_END();
+}
+
+Test(peer_lane, peer_that_does_not_let_go_is_fenced)
+{
+	unsigned before;
+	uint64_t begin;
+
+	rig_init(&rig);
+	rig.b.conf.lost_ms = rig.a.conf.lost_ms = 5000;
+	rig_wire_b(&rig);
+	start_with_target();
+	rig_pass(&rig, 200);
+	rig.wire_held = true;
+	before = rig.b.n_region_events;
+	begin = rig.script.now_ns;
+	rig_region_close(&rig.b, there);
+	cr_assert(RIG_UNTIL(&rig, rig.b.n_region_events > before, 2000), "does not close");
+	cr_assert_geq(rig.script.now_ns - begin, 200 * KVX_MS);
+	cr_assert_leq(rig.script.now_ns - begin, 250 * KVX_MS);
+	/* What a sends now does not land: the region is not there, the lane is fenced. */
+	rig_submit(&rig.a, KVX_OP_WRITE, here, target, LEN, 300);
+	rig_pass(&rig, 100);
+	cr_assert(rig.a.n_ends == 0 || rig.a.ends[0].end.status < 0);
+	rig.wire_held = false;
+	cr_assert(RIG_UNTIL(&rig, target->lost, 2000));
+	stop();
+	KVX_TEST_END();
+}
+
+/* loss */
+
+Test(peer_lane, connection_cut_in_a_write_ends_it_after_the_other_sides_lease)
+{
+	uint64_t begin;
+
+	rig_init(&rig);
+	rig_wire_b(&rig);
+	start_with_target();
+	rig_pass(&rig, 150);
+	rig.script.latency_ns = 5000 * KVX_MS;
+	cr_assert_eq(rig_submit(&rig.a, KVX_OP_WRITE, here, target, LEN, 60000), 0);
+	rig_pass(&rig, 20);
+	begin = rig.script.now_ns;
+	rig_wire_cut(&rig);
+	cr_assert(RIG_UNTIL(&rig, target->lost, 50), "a cut connection is seen at once");
+	cr_assert_eq(target->lost_status, -EHOSTDOWN);
+	cr_assert(RIG_UNTIL(&rig, rig.b.n_arrivals == 1, 50), "inbound is fenced at once");
+	cr_assert_eq(rig.b.arrivals[0].arrival.status, -EHOSTDOWN);
+	cr_assert(RIG_UNTIL(&rig, rig.a.n_ends == 1, 1000), "no end");
+	cr_assert_eq(rig.a.ends[0].end.status, -EHOSTDOWN);
+	cr_assert_leq(rig.script.now_ns - begin, 330 * KVX_MS);
+	rig.script.latency_ns = 0;
+	cr_assert(all_are(there->mem.addr, 0x22), "bytes landed after the end");
+	resolve_again();
+	assert_write_works();
+	cr_assert_eq(rig.a.n_arrivals, 0);
+	stop();
+	KVX_TEST_END();
+}
+
+/* Only our end of the connection is gone: the other node may still let things land. */
+Test(peer_lane, connection_cut_on_one_side_ends_a_write_only_after_the_other_sides_lease)
+{
+	uint64_t begin;
+
+	rig_init(&rig);
+	rig.a.conf.reconnect_min_ms = rig.a.conf.reconnect_max_ms = 5000;
+	rig_wire_b(&rig);
+	start_with_target();
+	rig.script.latency_ns = 5000 * KVX_MS;
+	cr_assert_eq(rig_submit(&rig.a, KVX_OP_WRITE, here, target, LEN, 60000), 0);
+	rig_pass(&rig, 150);
+	begin = rig.script.now_ns;
+	rig_wire_cut_near(&rig);
+	cr_assert(RIG_UNTIL(&rig, rig.a.n_ends == 1, 2000), "no end");
+	cr_assert_geq(rig.script.now_ns - begin, 200 * KVX_MS);
+	cr_assert_leq(rig.script.now_ns - begin, 340 * KVX_MS);
+	cr_assert_eq(rig.a.ends[0].end.status, -EHOSTDOWN);
+	rig.script.latency_ns = 0;
+	rig_wire_cut(&rig);
+	stop();
+	KVX_TEST_END();
+}
+
+Test(peer_lane, reconnection_tells_that_the_other_side_has_stopped)
+{
+	uint64_t begin;
+
+	rig_init(&rig);
+	rig.a.conf.lost_ms = rig.b.conf.lost_ms = 5000;
+	rig_wire_b(&rig);
+	start_with_target();
+	rig.script.latency_ns = 50000 * KVX_MS;
+	cr_assert_eq(rig_submit(&rig.a, KVX_OP_WRITE, here, target, LEN, 60000), 0);
+	rig_pass(&rig, 150);
+	begin = rig.script.now_ns;
+	rig_wire_cut_near(&rig);
+	cr_assert(RIG_UNTIL(&rig, rig.a.n_ends == 1, 2000), "no end");
+	cr_assert_leq(rig.script.now_ns - begin, 500 * KVX_MS, "it waited for the whole lease");
+	cr_assert_eq(rig.b.n_arrivals, 1);
+	rig.script.latency_ns = 0;
+	rig_wire_cut(&rig);
+	stop();
+	KVX_TEST_END();
+}
+
+Test(peer_lane, reset_that_is_not_answered_ends_after_the_other_sides_lease)
+{
+	uint64_t begin;
+
+	rig_init(&rig);
+	rig_wire_b(&rig);
+	start_with_target();
+	rig.script.latency_ns = 5000 * KVX_MS;
+	cr_assert_eq(rig_submit(&rig.a, KVX_OP_WRITE, here, target, LEN, 60000), 0);
+	rig_pass(&rig, 150);
+	rig.wire_held = true;
+	begin = rig.script.now_ns;
+	kvx_peers_lane_reset(rig.a.peers, target->lane, "the test says so");
+	cr_assert(RIG_UNTIL(&rig, rig.a.n_ends == 1, 2000), "no end");
+	cr_assert_geq(rig.script.now_ns - begin, 200 * KVX_MS);
+	cr_assert_leq(rig.script.now_ns - begin, 700 * KVX_MS);
+	rig.script.latency_ns = 0;
+	rig.wire_held = false;
+	stop();
+	KVX_TEST_END();
+}
+
+Test(peer_lane, dead_node_ends_a_write_only_when_its_lease_is_over)
+{
+	uint64_t begin;
+
+	rig_init(&rig);
+	rig_wire_b(&rig);
+	start_with_target();
+	rig.script.latency_ns = 5000 * KVX_MS;
+	cr_assert_eq(rig_submit(&rig.a, KVX_OP_WRITE, here, target, LEN, 60000), 0);
+	rig_pass(&rig, 150);
+	/* The process is gone: it neither reads nor says anything, and nobody listens there. */
+	begin = rig.script.now_ns;
+	rig.wire_held = true;
+	cr_assert(RIG_UNTIL(&rig, rig.a.n_ends == 1, 2000), "no end");
+	cr_assert_eq(rig.a.ends[0].end.status, -EHOSTDOWN);
+	cr_assert_geq(rig.script.now_ns - begin, 200 * KVX_MS);
+	cr_assert_leq(rig.script.now_ns - begin, 450 * KVX_MS);
+	cr_assert(RIG_UNTIL(&rig, rig.b.n_arrivals == 1, 500));
+	cr_assert_eq(rig.b.arrivals[0].arrival.status, -EHOSTDOWN);
+	rig.wire_held = false;
+	stop();
+	KVX_TEST_END();
+}
+
+/* A node that was stopped (no heartbeat of it was answered for a while) lets nothing land: that is
+ * what others rely on when they end their transfers. */
+Test(peer_lane, nothing_lands_after_the_lease)
+{
+	rig_init(&rig);
+	rig.b.conf.lost_ms = rig.a.conf.lost_ms = 300;
+	rig_wire_b(&rig);
+	start_with_target();
+	rig_pass(&rig, 150);
+	rig.wire_held = true;
+	/* An op that is due after b's lease: b has not noticed anything when it arrives. */
+	rig.script.latency_ns = 310 * KVX_MS;
+	cr_assert_eq(rig_submit(&rig.a, KVX_OP_WRITE, here, target, LEN, 60000), 0);
+	for (unsigned i = 0; i < 4; i++)
+		kvx_node_pump(rig.a.node);
+	kvx_fake_advance(&rig.script, 350 * KVX_MS); /* nobody's loop turns meanwhile */
+	for (unsigned i = 0; i < 4; i++)
+		kvx_node_pump(rig.b.node);
+	cr_assert(all_are(there->mem.addr, 0x22), "it landed after the lease");
+	rig.script.latency_ns = 0;
+	cr_assert(RIG_UNTIL(&rig, rig.a.n_ends == 1, 2000));
+	cr_assert_eq(rig.a.ends[0].end.status, -EHOSTDOWN);
+	cr_assert(all_are(there->mem.addr, 0x22));
+	rig.wire_held = false;
+	stop();
+	KVX_TEST_END();
+}
+
+Test(peer_lane, idle_lane_lives_on_its_heartbeats)
+{
+	rig_init(&rig);
+	start_with_target();
+	rig_pass(&rig, 2000);
+	assert_write_works();
+	cr_assert_eq(rig.a.n_ends, 1);
+	stop();
+	KVX_TEST_END();
+}
+
+Test(peer_lane, goodbye_ends_transfers_at_once)
+{
+	uint64_t begin;
+
+	rig_init(&rig);
+	start_with_target();
+	rig.script.latency_ns = 5000 * KVX_MS;
+	cr_assert_eq(rig_submit(&rig.a, KVX_OP_WRITE, here, target, LEN, 60000), 0);
+	rig_pass(&rig, 20);
+	begin = rig.script.now_ns;
+	rig_close_side(&rig.b);
+	cr_assert(RIG_UNTIL(&rig, rig.a.n_ends == 1, 1000));
+	cr_assert_leq(rig.script.now_ns - begin, 100 * KVX_MS);
+	cr_assert_lt(rig.a.ends[0].end.status, 0);
+	cr_assert(target->lost);
+	rig.script.latency_ns = 0;
+	stop();
+	KVX_TEST_END();
+}
+
+Test(peer_lane, restarted_node_is_met_again_with_a_new_epoch)
+{
+	struct rig_answer stale;
+	struct kvx_desc old;
+
+	rig_init(&rig);
+	start_with_target();
+	old = rig_desc(&rig.b, there);
+	rig_close_side(&rig.b);
+	rig_pass(&rig, 50);
+	rig.b.conf.epoch = 2002;
+	rig_start_side(&rig.b);
+	strcpy(old.addr, kvx_peers_address(rig.b.peers));
+	stale = rig_resolve(&rig.a, &old);
+	cr_assert_eq(stale.status, -ESTALE, "%d %s", stale.status, stale.text);
+	resolve_again();
+	assert_write_works();
+	stop();
+	KVX_TEST_END();
+}
+
+Test(peer_lane, lost_peer_is_dialed_again_while_its_regions_were_used)
+{
+	struct kvx_peer_row row;
+
+	rig_init(&rig);
+	rig_wire_b(&rig);
+	start_with_target();
+	rig_wire_cut(&rig);
+	cr_assert(RIG_UNTIL(&rig, !rig_is_up(&rig.a), 100));
+	cr_assert(RIG_UNTIL(&rig, rig_is_up(&rig.a), 1000), "not dialed again");
+	cr_assert(rig_row(&rig.a, &row));
+	cr_assert_eq(row.n_connects, 2);
+	cr_assert(RIG_UNTIL(&rig, rig_lane_is_up(&rig.a), 1000));
+	resolve_again();
+	assert_write_works();
+	stop();
+	KVX_TEST_END();
+}
+
+Test(peer_lane, unused_target_is_given_back_after_a_while)
+{
+	struct kvx_peer_row row;
+
+	rig_init(&rig);
+	rig.a.conf.heartbeat_ms = rig.b.conf.heartbeat_ms = 5000;
+	rig.a.conf.lost_ms = rig.b.conf.lost_ms = 20000;
+	start_with_target();
+	kvx_target_unref(target);
+	rig_pass(&rig, 1000);
+	cr_assert(rig_row(&rig.a, &row));
+	cr_assert_eq(row.n_targets, 1, "not kept warm");
+	for (unsigned i = 0; i < 90; i++) {
+		kvx_fake_advance(&rig.script, 990 * KVX_MS);
+		rig_pass(&rig, 10);
+	}
+	cr_assert(rig_row(&rig.a, &row));
+	cr_assert_str_eq(row.state, "up");
+	cr_assert_eq(row.n_targets, 0);
+	target = NULL;
+	resolve_again();
+	assert_write_works();
+	stop();
+	KVX_TEST_END();
+}
