@@ -7,8 +7,8 @@
 #include <errno.h>
 #include <setjmp.h>
 #include <signal.h>
-#include <stdbool.h>
 #include <stddef.h>
+#include <ucontext.h>
 
 #include "base/assert.h"
 
@@ -18,8 +18,13 @@ static _Thread_local sigjmp_buf *volatile guard_env;
 static void guard_on_sigbus(int sig, siginfo_t *info, void *ucontext)
 {
 	/* si_code <= 0 was sent by kill(2): no memory failed, and no jump may hide it. */
-	if (guard_env != NULL && info->si_code > 0)
+	if (guard_env != NULL && info->si_code > 0) {
+		/* The jump does not return from the signal: the mask is put back here, so that a
+		 * guard that sees no fault makes no syscall. */
+		const ucontext_t *interrupted = ucontext;
+		pthread_sigmask(SIG_SETMASK, &interrupted->uc_sigmask, NULL);
 		siglongjmp(*guard_env, 1);
+	}
 	signal(sig, SIG_DFL);
 	if (info->si_code <= 0)
 		raise(sig);
@@ -30,9 +35,7 @@ int kvx_guard_install(void)
 {
 	struct sigaction act = {0};
 	act.sa_sigaction = guard_on_sigbus;
-	/* SA_NODEFER: the handler is left by a jump, so SIGBUS must not be blocked while it runs;
-	 * then the mask needs neither saving nor restoring, which would be a syscall each time. */
-	act.sa_flags = SA_SIGINFO | SA_NODEFER;
+	act.sa_flags = SA_SIGINFO;
 	sigemptyset(&act.sa_mask);
 	if (sigaction(SIGBUS, &act, NULL) < 0)
 		return -errno;

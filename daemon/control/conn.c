@@ -1,0 +1,358 @@
+/* A connection: the socket front of one client. Owns the socket, its poll handle, the reader and
+ * the writer. On the loop; libuv calls it when the socket is ready, control when there are frames
+ * to send. It knows frames, never what they mean, and never blocks. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+#include <utlist.h>
+
+#include "base/assert.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "control/control_priv.h"
+
+#define CONN_MAGIC      0x6b76636eu /* "kvcn" */
+#define READS_PER_TURN  16          /* then the others have their turn */
+#define READ_MORE_BYTES 4096        /* a read that gave less has emptied the socket */
+#define LINGER_NS       (1 * KVX_SEC)
+
+struct kvx_conn {
+	struct kvx_front front; /* first */
+	uint32_t magic;
+	struct kvx_control *control;
+	struct kvx_client *client;
+	uv_poll_t poll;
+	int events; /* that poll waits for */
+	int fd;
+	struct kvx_reader *reader;
+	struct kvx_writer *writer;
+	bool reading;
+	bool closing; /* sends what is left, then closes */
+	bool closed;
+	bool dirty;
+	struct kvx_timer linger;
+	struct kvx_conn *prev, *next; /* of the dirty ones */
+};
+
+static struct kvx_conn *conn_of(const struct kvx_front *front)
+{
+	struct kvx_conn *conn = (struct kvx_conn *)(uintptr_t)front;
+
+	KVX_CHECK_MAGIC(conn, CONN_MAGIC);
+	return conn;
+}
+
+static void conn_on_poll(uv_poll_t *poll, int status, int events);
+
+static void conn_want(struct kvx_conn *conn, int events)
+{
+	if (conn->closed || events == conn->events)
+		return;
+	conn->events = events;
+	if (events == 0)
+		uv_poll_stop(&conn->poll);
+	else
+		uv_poll_start(&conn->poll, events, conn_on_poll);
+}
+
+static void conn_mark_dirty(struct kvx_conn *conn)
+{
+	if (conn->dirty || conn->closed)
+		return;
+	conn->dirty = true;
+	DL_APPEND(conn->control->dirty, conn);
+}
+
+/* ---- the end */
+
+static void conn_on_closed(uv_handle_t *handle)
+{
+	struct kvx_conn *conn = handle->data;
+	struct kvx_control *control = conn->control;
+
+	kvx_assert_on_loop();
+	KVX_CHECK_MAGIC(conn, CONN_MAGIC);
+	kvx_reader_destroy(conn->reader);
+	kvx_writer_destroy(conn->writer);
+	kvx_client_destroy(conn->client);
+	conn->magic = 0;
+	free(conn);
+	kvx_control_front_gone(control);
+}
+
+/* Reads away what the client has sent: closing a Unix socket with unread data makes the other end
+ * see a reset instead of the end of the stream. */
+static void conn_discard_input(const struct kvx_conn *conn)
+{
+	char buf[4096];
+	unsigned i;
+
+	for (i = 0; i < 256 && recv(conn->fd, buf, sizeof(buf), MSG_DONTWAIT) > 0; i++)
+		;
+}
+
+static void conn_shut(struct kvx_conn *conn)
+{
+	if (conn->closed)
+		return;
+	conn->closed = true;
+	kvx_timer_stop(conn->control->conf.timers, &conn->linger);
+	if (conn->dirty)
+		DL_DELETE(conn->control->dirty, conn);
+	conn->dirty = false;
+	uv_close((uv_handle_t *)&conn->poll, conn_on_closed);
+	conn_discard_input(conn);
+	close(conn->fd);
+	conn->fd = -1;
+}
+
+static void conn_on_linger(struct kvx_timer *timer)
+{
+	struct kvx_conn *conn =
+	    (struct kvx_conn *)((char *)timer - offsetof(struct kvx_conn, linger));
+
+	kvx_assert_on_loop();
+	KVX_CHECK_MAGIC(conn, CONN_MAGIC);
+	conn_shut(conn);
+}
+
+/* ---- front */
+
+static uint8_t *conn_reserve(struct kvx_front *front, uint16_t type, uint32_t body_bytes)
+{
+	struct kvx_conn *conn = conn_of(front);
+
+	conn_mark_dirty(conn);
+	return kvx_writer_reserve(conn->writer, type, body_bytes);
+}
+
+static int conn_put_fd(struct kvx_front *front, uint16_t type, const void *body,
+		       uint32_t body_bytes, int fd)
+{
+	struct kvx_conn *conn = conn_of(front);
+
+	conn_mark_dirty(conn);
+	return kvx_writer_put(conn->writer, type, body, body_bytes, &fd, fd >= 0 ? 1 : 0);
+}
+
+static size_t conn_pending_bytes(const struct kvx_front *front)
+{
+	return kvx_writer_pending_bytes(conn_of(front)->writer);
+}
+
+static void conn_set_max(struct kvx_front *front, uint32_t max_body_bytes)
+{
+	kvx_reader_set_max(conn_of(front)->reader, max_body_bytes);
+}
+
+static void conn_stop(struct kvx_front *front)
+{
+	struct kvx_conn *conn = conn_of(front);
+
+	conn->reading = false;
+	conn_want(conn, conn->events & UV_WRITABLE);
+}
+
+static void conn_close(struct kvx_front *front)
+{
+	struct kvx_conn *conn = conn_of(front);
+
+	conn->closing = true;
+	conn_mark_dirty(conn); /* the flush goes on from here */
+}
+
+static const struct kvx_front_ops conn_front_ops = {
+    .reserve = conn_reserve,
+    .put_fd = conn_put_fd,
+    .pending_bytes = conn_pending_bytes,
+    .set_max = conn_set_max,
+    .stop = conn_stop,
+    .close = conn_close,
+};
+
+/* ---- sending */
+
+static KVX_ON_LOOP void conn_flush(struct kvx_conn *conn)
+{
+	int err = kvx_writer_flush(conn->writer, conn->fd);
+
+	if (err == -EAGAIN) {
+		conn_want(conn, conn->events | UV_WRITABLE);
+		if (conn->closing && !kvx_timer_is_running(&conn->linger) &&
+		    kvx_timer_start(conn->control->conf.timers, &conn->linger, LINGER_NS,
+				    conn_on_linger) < 0)
+			conn_shut(conn);
+		return;
+	}
+	conn_want(conn, conn->events & ~UV_WRITABLE);
+	if (conn->closing)
+		conn_shut(conn);
+	else if (err < 0)
+		kvx_client_lost(conn->client, strerror(-err));
+}
+
+/* The client that waits for an answer comes before those that are told of it. */
+static KVX_ON_LOOP void conn_flush_first(struct kvx_conn *conn)
+{
+	if (!conn->dirty)
+		return;
+	DL_DELETE(conn->control->dirty, conn);
+	conn->dirty = false;
+	conn_flush(conn);
+}
+
+void kvx_conn_flush_all(struct kvx_control *control)
+{
+	struct kvx_conn *conn;
+
+	while ((conn = control->dirty) != NULL) {
+		DL_DELETE(control->dirty, conn);
+		conn->dirty = false;
+		conn_flush(conn);
+	}
+}
+
+/* ---- receiving */
+
+/* All whole frames that have arrived. */
+static KVX_ON_LOOP void conn_take_frames(struct kvx_conn *conn)
+{
+	uint32_t limit = conn->client->sm.state == KVX_CLIENT_NEW
+			     ? KVX_HELLO_FRAME_BYTES
+			     : conn->control->conf.config->frame_bytes;
+	struct kvx_msg msg;
+	int rc = 0;
+
+	while (kvx_client_takes_frames(conn->client) &&
+	       (rc = kvx_reader_next(conn->reader, &msg)) > 0) {
+		kvx_client_frame(conn->client, &msg);
+		kvx_msg_fini(&msg);
+	}
+	if (rc == -EMSGSIZE)
+		kvx_client_fail(conn->client, rc,
+				"a frame of more than %u bytes ([limits] frame_bytes)", limit);
+	else if (rc < 0)
+		kvx_client_fail(conn->client, rc,
+				"malformed frame: file descriptors announced and "
+				"sent do not agree, or no memory");
+}
+
+static KVX_ON_LOOP void conn_read(struct kvx_conn *conn)
+{
+	unsigned i;
+
+	for (i = 0; i < READS_PER_TURN && conn->reading; i++) {
+		int n = kvx_reader_fill(conn->reader, conn->fd);
+
+		if (n == -EAGAIN)
+			break;
+		if (n > 0)
+			conn_take_frames(conn);
+		else if (n == 0)
+			kvx_client_lost(conn->client, "it closed the connection");
+		else if (n == -EPROTO)
+			kvx_client_fail(conn->client, n,
+					"more file descriptors with a frame than the %u allowed",
+					KVX_WIRE_MAX_FDS);
+		else if (n == -ENOMEM)
+			kvx_client_fail(conn->client, n, "no memory for its frames");
+		else
+			kvx_client_lost(conn->client, strerror(-n));
+		if (n < READ_MORE_BYTES)
+			break;
+	}
+}
+
+static void conn_on_poll(uv_poll_t *poll, int status, int events)
+{
+	struct kvx_conn *conn = poll->data;
+	struct kvx_control *control;
+
+	kvx_assert_on_loop();
+	KVX_CHECK_MAGIC(conn, CONN_MAGIC);
+	control = conn->control;
+	if (conn->closed)
+		return;
+	if (status < 0) {
+		conn_want(conn, 0);
+		kvx_client_lost(conn->client, uv_strerror(status));
+	}
+	if ((events & UV_READABLE) != 0 && conn->reading)
+		conn_read(conn);
+	if ((events & UV_WRITABLE) != 0)
+		conn_mark_dirty(conn);
+	/* What can be done at once is done at once: small transfers are copied and their events
+	 * leave within this callback. */
+	kvx_node_drain(control->conf.node);
+	conn_flush_first(conn);
+	kvx_control_settle(control);
+}
+
+/* ---- making one */
+
+/* The poll handle of a connection that never had a client. */
+static void conn_on_aborted(uv_handle_t *handle)
+{
+	struct kvx_conn *conn = handle->data;
+
+	kvx_reader_destroy(conn->reader);
+	kvx_writer_destroy(conn->writer);
+	free(conn);
+}
+
+static void socket_credentials(int fd, uid_t *out_uid, pid_t *out_pid)
+{
+	struct ucred cred = {.pid = 0, .uid = (uid_t)-1, .gid = (gid_t)-1};
+	socklen_t len = sizeof(cred);
+
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0)
+		kvx_warn("conn: no credentials of a new client: %s", strerror(errno));
+	*out_uid = cred.uid;
+	*out_pid = cred.pid;
+}
+
+int kvx_conn_open(struct kvx_control *control, int fd)
+{
+	struct kvx_conn *conn = calloc(1, sizeof(*conn));
+	uid_t uid;
+	pid_t pid;
+	int err = -ENOMEM;
+
+	if (conn == NULL)
+		goto err_fd;
+	conn->front.ops = &conn_front_ops;
+	conn->magic = CONN_MAGIC;
+	conn->control = control;
+	conn->fd = fd;
+	conn->reading = true;
+	err = kvx_reader_create(KVX_HELLO_FRAME_BYTES, &conn->reader);
+	if (err < 0)
+		goto err_free;
+	err = kvx_writer_create(&conn->writer);
+	if (err < 0)
+		goto err_free;
+	err = uv_poll_init(control->conf.loop, &conn->poll, fd);
+	if (err < 0)
+		goto err_free;
+	conn->poll.data = conn;
+	socket_credentials(fd, &uid, &pid);
+	err = kvx_client_create(control, &conn->front, uid, pid, &conn->client);
+	if (err < 0)
+		goto err_poll;
+	control->n_fronts++;
+	conn_want(conn, UV_READABLE);
+	return 0;
+
+err_poll:
+	uv_close((uv_handle_t *)&conn->poll, conn_on_aborted);
+	goto err_fd;
+err_free:
+	kvx_reader_destroy(conn->reader);
+	kvx_writer_destroy(conn->writer);
+	free(conn);
+err_fd:
+	close(fd);
+	return err;
+}

@@ -1,0 +1,258 @@
+/* Inside control: clients, their bookkeeping, and the seam between a client and the way in which
+ * its frames come and go. */
+#ifndef KVX_CONTROL_PRIV_H
+#define KVX_CONTROL_PRIV_H
+
+#include <sys/types.h>
+
+#include "base/clock.h"
+#include "base/sm.h"
+#include "base/timer.h"
+#include "control/arena.h"
+#include "control/control.h"
+#include "kvxfer.pb-c.h"
+#include "proto/kvx_wire.h"
+
+#define KVX_PROTOCOL_MIN       1u
+#define KVX_PROTOCOL_MAX       1u
+#define KVX_CLIENT_NAME_BYTES  65
+#define KVX_HELLO_FRAME_BYTES  4096u /* largest frame before HELLO was accepted */
+#define KVX_HELLO_TIMEOUT_NS   (10 * KVX_SEC)
+#define KVX_RESOLVE_TIMEOUT_NS (8 * KVX_SEC) /* under the library's default of 10 s */
+#define KVX_CLIENT_CALLS_MAX   1024u         /* unanswered messages and pings of one client */
+#define KVX_CLIENTS_OVER_LIMIT 64u /* connections over the limit that are told so in words */
+
+struct kvx_client;
+struct kvx_listener;
+
+/* ---- front: how frames of one client come and go. Today a socket (conn.c); handlers know nothing
+ * of it. */
+struct kvx_front;
+struct kvx_front_ops {
+	/* Queues a frame and returns where its body goes; NULL: no memory. */
+	uint8_t *(*reserve)(struct kvx_front *front, uint16_t type, uint32_t body_bytes);
+	/* Queues a frame with a file descriptor, which is duplicated. */
+	int (*put_fd)(struct kvx_front *front, uint16_t type, const void *body, uint32_t body_bytes,
+		      int fd);
+	size_t (*pending_bytes)(const struct kvx_front *front);
+	/* The largest frame taken from now on. */
+	void (*set_max)(struct kvx_front *front, uint32_t max_body_bytes);
+	/* Takes no more frames from the client. */
+	void (*stop)(struct kvx_front *front);
+	/* Sends what is queued as far as that goes in bounded time, closes, and ends in
+	 * kvx_client_destroy(). */
+	void (*close)(struct kvx_front *front);
+};
+struct kvx_front {
+	const struct kvx_front_ops *ops;
+};
+
+/* ---- one client */
+
+struct kvx_import {
+	uint64_t id; /* of this client's imports */
+	struct kvx_client *client;
+	struct kvx_target *target; /* NULL while it is being resolved */
+	struct kvx_target_watch watch;
+	bool watching;
+	struct kvx_resolve *resolve; /* being resolved; else NULL */
+	uint32_t request_id;         /* of the import, or of its release */
+	uint64_t check_region;
+	bool releasing;
+	unsigned n_xfers; /* unfinished transfers through it */
+};
+
+/* An unfinished transfer of a client. */
+struct kvx_xrec {
+	uint64_t number;
+	struct kvx_xfer *xfer;
+	struct kvx_import *import;
+	struct kvx_xrec *next; /* of its bucket, or of the free ones */
+};
+struct kvx_xtable {
+	struct kvx_xrec **buckets; /* NULL while nothing was ever put in */
+	uint32_t n_buckets;        /* power of two */
+	uint32_t n;
+};
+int kvx_xtable_put(struct kvx_xtable *table, struct kvx_xrec *rec); /* -ENOMEM */
+struct kvx_xrec *kvx_xtable_find(const struct kvx_xtable *table, uint64_t number);
+struct kvx_xrec *kvx_xtable_take(struct kvx_xtable *table, uint64_t number);
+void kvx_xtable_fini(struct kvx_xtable *table);
+
+/* A message or ping under way. */
+struct kvx_call {
+	struct kvx_client *client;
+	uint32_t request_id;
+	struct kvx_peer_call *peer_call;
+	char who[80]; /* ping: whom; "" for a message */
+	struct kvx_call *prev, *next;
+};
+
+enum kvx_client_state {
+	KVX_CLIENT_NEW,     /* its first frame must be HELLO */
+	KVX_CLIENT_READY,   /* requests are taken, events are sent */
+	KVX_CLIENT_DOOMED,  /* to be ended at the next settle: nothing is taken or sent any more */
+	KVX_CLIENT_FENCING, /* its transfers, regions and imports are being ended */
+	KVX_CLIENT_CLOSED,  /* all fenced; the front is closing */
+};
+
+/* Owned by its front, which destroys it. Lives until everything in n_pending has come back. */
+struct kvx_client {
+	uint32_t magic;
+	struct kvx_control *control;
+	struct kvx_front *front;
+	uint64_t id;
+	struct kvx_sm sm;
+	uid_t uid;
+	pid_t pid;
+	bool over_limit; /* to be refused at HELLO */
+	char name[KVX_CLIENT_NAME_BYTES];
+	char library[KVX_CLIENT_NAME_BYTES];
+	uint64_t connected_ns;
+	struct kvx_timer hello_timer;
+	/* regions */
+	struct kvx_region *regions; /* those that are not closing */
+	uint32_t n_regions;         /* also opening and closing ones */
+	uint64_t region_bytes;
+	/* imports and transfers */
+	struct kvx_idmap *imports; /* NULL before the first */
+	struct kvx_xtable xfers;
+	uint64_t last_number;
+	uint64_t n_xfers_total;
+	uint64_t bytes_total;
+	/* messages and pings */
+	struct kvx_call *calls;
+	unsigned n_calls;
+	/* Regions opening or closing and unfinished transfers: the client's memory and, for who
+	 * waits for the fence, its life. Only kvx_client_unpend() takes from it. */
+	unsigned n_pending;
+	/* why it ends */
+	int end_status;  /* 0: on its own wish or by loss: no FRAME_ERROR */
+	int xfer_status; /* what its transfers end with */
+	char end_text[KVX_WHY_BYTES];
+	bool unsettled;
+	struct kvx_client *prev_unsettled, *next_unsettled;
+};
+
+/* ---- the whole */
+
+struct kvx_control_stats {
+	uint64_t connects, refused_connects, disconnects, kicked, slow_readers;
+	uint64_t frames, bad_frames, stale_requests;
+	uint64_t events, arrivals_undelivered, messages;
+};
+
+struct kvx_conn;
+
+struct kvx_control {
+	uint32_t magic;
+	struct kvx_control_conf conf;
+	struct kvx_listener *listener;
+	int pidfd; /* -1: this kernel has none */
+	struct kvx_arena *arena;
+	struct kvx_idmap *clients;
+	unsigned n_clients; /* with an id: connections included that have not said HELLO */
+	unsigned n_over_limit;
+	unsigned n_fronts; /* fronts open or closing */
+	bool draining;
+	bool closing;
+	uint64_t start_ns;
+	struct kvx_client *unsettled;
+	struct kvx_conn *dirty; /* connections with frames to send */
+	struct kvx_xrec *free_recs;
+	struct kvx_xrec_slab *slabs;
+	struct kvx_control_stats stats;
+	void (*closed)(void *arg);
+	void *closed_arg;
+};
+
+/* control.c */
+struct kvx_xrec *kvx_control_rec_get(struct kvx_control *control) KVX_ON_LOOP;
+void kvx_control_rec_put(struct kvx_control *control, struct kvx_xrec *rec) KVX_ON_LOOP;
+struct kvx_client *kvx_control_client(const struct kvx_control *control, uint64_t id) KVX_ON_LOOP;
+/* A front is gone for good. */
+void kvx_control_front_gone(struct kvx_control *control) KVX_ON_LOOP;
+
+/* listener.c */
+int kvx_listener_open(struct kvx_control *control, struct kvx_listener **out_listener,
+		      struct kvx_why *why) KVX_ON_LOOP;
+/* Stops listening at once; removes the socket that it made. */
+void kvx_listener_close(struct kvx_listener *listener) KVX_ON_LOOP;
+const char *kvx_listener_path(const struct kvx_listener *listener);
+
+/* conn.c. fd: taken, also on failure. */
+int kvx_conn_open(struct kvx_control *control, int fd) KVX_ON_LOOP;
+void kvx_conn_flush_all(struct kvx_control *control) KVX_ON_LOOP;
+
+/* client.c: for fronts */
+int kvx_client_create(struct kvx_control *control, struct kvx_front *front, uid_t uid, pid_t pid,
+		      struct kvx_client **out_client) KVX_ON_LOOP;
+void kvx_client_destroy(struct kvx_client *client) KVX_ON_LOOP;
+bool kvx_client_takes_frames(const struct kvx_client *client) KVX_ON_LOOP;
+/* One frame. The caller disposes of the message. */
+void kvx_client_frame(struct kvx_client *client, struct kvx_msg *msg) KVX_ON_LOOP;
+/* The other end is gone. */
+void kvx_client_lost(struct kvx_client *client, const char *text) KVX_ON_LOOP;
+/* The client has broken the rules (or the daemon stops): FRAME_ERROR after the fence, then the
+ * end. Nothing happens before kvx_control_settle(), so that it may be called from anywhere. */
+void kvx_client_fail(struct kvx_client *client, int status, const char *fmt, ...) KVX_ON_LOOP
+    __attribute__((format(printf, 3, 4)));
+
+/* client.c: for control and handlers */
+void kvx_client_settle(struct kvx_client *client) KVX_ON_LOOP;
+static inline void kvx_client_pend(struct kvx_client *client)
+{
+	client->n_pending++;
+}
+void kvx_client_unpend(struct kvx_client *client) KVX_ON_LOOP;
+
+/* answer.c: the only way back to a client. Dropped when it is ending. */
+void kvx_client_reply(struct kvx_client *client, const Kvxp__Reply *reply) KVX_ON_LOOP;
+void kvx_client_reply_error(struct kvx_client *client, uint32_t request_id, int status,
+			    const char *text) KVX_ON_LOOP;
+void kvx_client_event(struct kvx_client *client, const Kvxp__Event *event) KVX_ON_LOOP;
+void kvx_client_send_error(struct kvx_client *client, int status, const char *text) KVX_ON_LOOP;
+/* Has it more unread events than it may have? */
+bool kvx_client_is_full(const struct kvx_client *client) KVX_ON_LOOP;
+
+/* Handlers, one file per family. body_bytes has been checked against the limits. */
+typedef void (*kvx_frame_handler)(struct kvx_client *client, struct kvx_msg *msg);
+
+void kvx_handle_hello(struct kvx_client *client, struct kvx_msg *msg) KVX_ON_LOOP;
+void kvx_handle_region_register(struct kvx_client *client, struct kvx_msg *msg) KVX_ON_LOOP;
+void kvx_handle_region_unregister(struct kvx_client *client, struct kvx_msg *msg) KVX_ON_LOOP;
+void kvx_handle_region_export(struct kvx_client *client, struct kvx_msg *msg) KVX_ON_LOOP;
+void kvx_handle_import(struct kvx_client *client, struct kvx_msg *msg) KVX_ON_LOOP;
+void kvx_handle_import_release(struct kvx_client *client, struct kvx_msg *msg) KVX_ON_LOOP;
+void kvx_handle_xfer_submit(struct kvx_client *client, struct kvx_msg *msg) KVX_ON_LOOP;
+void kvx_handle_xfer_append(struct kvx_client *client, struct kvx_msg *msg) KVX_ON_LOOP;
+void kvx_handle_xfer_seal(struct kvx_client *client, struct kvx_msg *msg) KVX_ON_LOOP;
+void kvx_handle_xfer_cancel(struct kvx_client *client, struct kvx_msg *msg) KVX_ON_LOOP;
+void kvx_handle_message_send(struct kvx_client *client, struct kvx_msg *msg) KVX_ON_LOOP;
+void kvx_handle_query(struct kvx_client *client, struct kvx_msg *msg) KVX_ON_LOOP;
+void kvx_handle_goodbye(struct kvx_client *client, struct kvx_msg *msg) KVX_ON_LOOP;
+
+/* handle_region.c: for the end of a client */
+void kvx_client_close_regions(struct kvx_client *client, int status, const char *text) KVX_ON_LOOP;
+struct kvx_region *kvx_client_region(const struct kvx_client *client, uint64_t id) KVX_ON_LOOP;
+/* handle_import.c */
+struct kvx_import *kvx_client_import(const struct kvx_client *client, uint64_t id) KVX_ON_LOOP;
+void kvx_client_release_imports(struct kvx_client *client) KVX_ON_LOOP;
+void kvx_import_xfer_ended(struct kvx_import *import) KVX_ON_LOOP;
+/* handle_xfer.c */
+void kvx_client_on_terminal(struct kvx_client *client, const struct kvx_xfer_end *end) KVX_ON_LOOP;
+/* Cancels the client's transfers through an import. */
+void kvx_client_cancel_import(struct kvx_client *client, struct kvx_import *import) KVX_ON_LOOP;
+/* handle_message.c */
+int kvx_client_deliver_message(struct kvx_client *owner, const struct kvx_region *region,
+			       const void *data, uint32_t len) KVX_ON_LOOP;
+void kvx_client_abandon_calls(struct kvx_client *client) KVX_ON_LOOP;
+int kvx_client_ping(struct kvx_client *client, uint32_t request_id, const char *who,
+		    struct kvx_why *why) KVX_ON_LOOP;
+
+/* decode.c: unpacks a body of the given type into the arena; fails the client and returns NULL when
+ * it is not one. Valid until the next frame. */
+void *kvx_client_decode(struct kvx_client *client, const ProtobufCMessageDescriptor *type,
+			const struct kvx_msg *msg) KVX_ON_LOOP;
+
+#endif

@@ -1,0 +1,314 @@
+/* IMPORT and IMPORT_RELEASE: descriptors become targets, of this node at once, of another through
+ * the peers. Owns the imports of a client and tells it once when one is lost. Loop thread. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "base/idmap.h"
+#include "base/log.h"
+#include "control/control_priv.h"
+
+#define IMPORTS_EVER                                                                               \
+	UINT32_MAX /* the limit of the configuration is checked here, not in the map               \
+		    */
+
+struct kvx_import *kvx_client_import(const struct kvx_client *client, uint64_t id)
+{
+	struct kvx_import *imp;
+
+	if (client->imports == NULL)
+		return NULL;
+	imp = kvx_idmap_find(client->imports, id);
+	return imp == NULL || imp->target == NULL || imp->releasing ? NULL : imp;
+}
+
+static KVX_ON_LOOP void import_free(struct kvx_import *imp)
+{
+	kvx_assert(imp->n_xfers == 0);
+	if (imp->watching)
+		kvx_target_unwatch(imp->target, &imp->watch);
+	kvx_target_unref(imp->target);
+	kvx_idmap_remove(imp->client->imports, imp->id);
+	free(imp);
+}
+
+static void import_on_lost(struct kvx_target_watch *watch, int status, const char *text)
+{
+	struct kvx_import *imp =
+	    (struct kvx_import *)((char *)watch - offsetof(struct kvx_import, watch));
+	Kvxp__Event event = KVXP__EVENT__INIT;
+
+	kvx_assert_on_loop();
+	if (imp->releasing)
+		return;
+	event.type = KVXP__EVENT_TYPE__EVENT_IMPORT_LOST;
+	event.import = imp->id;
+	event.status = kvx_status_from_errno(status);
+	event.scope = kvx_status_scope(event.status);
+	event.text = (char *)(uintptr_t)(text != NULL ? text : "");
+	kvx_client_event(imp->client, &event);
+}
+
+/* ---- the answer */
+
+/* The remote layout in the message's form; allocated in the arena. NULL: no memory. */
+static Kvxp__Layout *import_layout(struct kvx_arena *arena, const struct kvx_layout *layout)
+{
+	Kvxp__Layout *pb = kvx_arena_alloc(arena, sizeof(*pb));
+	Kvxp__Plane **rows = kvx_arena_alloc(arena, layout->n_planes * sizeof(*rows));
+	Kvxp__Plane *planes = kvx_arena_alloc(arena, layout->n_planes * sizeof(*planes));
+	uint32_t i;
+
+	if (pb == NULL || rows == NULL || planes == NULL)
+		return NULL;
+	kvxp__layout__init(pb);
+	pb->n_planes = layout->n_planes;
+	pb->planes = rows;
+	for (i = 0; i < layout->n_planes; i++) {
+		const struct kvx_plane *from = &layout->planes[i];
+
+		kvxp__plane__init(&planes[i]);
+		planes[i].name = (char *)(uintptr_t)from->name;
+		planes[i].offset = from->offset;
+		planes[i].block_stride = from->block_stride;
+		planes[i].block_bytes = from->block_bytes;
+		planes[i].n_blocks = from->n_blocks;
+		rows[i] = &planes[i];
+	}
+	return pb;
+}
+
+static KVX_ON_LOOP void import_reply(struct kvx_import *imp)
+{
+	struct kvx_client *client = imp->client;
+	struct kvx_target *target = imp->target;
+	Kvxp__Reply reply = KVXP__REPLY__INIT;
+
+	reply.request_id = imp->request_id;
+	reply.id = imp->id;
+	reply.len = target->len_bytes;
+	if (target->lane != NULL && target->lane->ops != NULL)
+		reply.transport = (char *)(uintptr_t)target->lane->ops->name;
+	if (target->layout != NULL) {
+		kvx_arena_reset(client->control->arena,
+				1024 + (size_t)target->layout->n_planes * 256);
+		reply.layout = import_layout(client->control->arena, target->layout);
+		if (reply.layout == NULL) {
+			kvx_client_reply_error(client, imp->request_id, -ENOMEM, NULL);
+			import_free(imp);
+			return;
+		}
+	}
+	kvx_client_reply(client, &reply);
+}
+
+/* Does the remote layout equal the one of the region that the client named? */
+static KVX_ON_LOOP int import_check(const struct kvx_import *imp, struct kvx_why *why)
+{
+	const struct kvx_region *region;
+
+	if (imp->check_region == 0)
+		return 0;
+	region = kvx_client_region(imp->client, imp->check_region);
+	if (region == NULL)
+		return kvx_why(why, -ENOENT,
+			       "the region to compare with is not one of this client");
+	if (region->layout == NULL || imp->target->layout == NULL)
+		return kvx_why(why, -EMEDIUMTYPE, "the %s region has no layout",
+			       region->layout == NULL ? "local" : "remote");
+	return kvx_layout_compare(region->layout, imp->target->layout, why);
+}
+
+static KVX_ON_LOOP void import_refuse(struct kvx_import *imp, int status, const char *text)
+{
+	kvx_client_reply_error(imp->client, imp->request_id, status, text);
+	import_free(imp);
+}
+
+/* Takes over the reference of target. */
+static KVX_ON_LOOP void import_resolved(struct kvx_import *imp, struct kvx_target *target)
+{
+	struct kvx_why why = {""};
+	int err;
+
+	imp->target = target;
+	if (target->lost) {
+		import_refuse(imp, target->lost_status,
+			      "the region was lost while it was imported");
+		return;
+	}
+	err = import_check(imp, &why);
+	if (err < 0) {
+		import_refuse(imp, err, why.text);
+		return;
+	}
+	imp->watch.lost = import_on_lost;
+	kvx_target_watch(target, &imp->watch);
+	imp->watching = true;
+	import_reply(imp);
+}
+
+static void import_on_resolve(void *arg, int status, const char *text, struct kvx_target *target)
+{
+	struct kvx_import *imp = arg;
+
+	kvx_assert_on_loop();
+	imp->resolve = NULL;
+	if (status < 0)
+		import_refuse(imp, status, text);
+	else
+		import_resolved(imp, target);
+}
+
+/* ---- the request */
+
+static KVX_ON_LOOP int import_local(struct kvx_control *control, const struct kvx_desc *desc,
+				    struct kvx_target **out_target, struct kvx_why *why)
+{
+	struct kvx_region *region;
+
+	if (desc->epoch != control->conf.epoch)
+		return kvx_why(why, -ESTALE,
+			       "the descriptor is of an earlier start of this daemon: export the "
+			       "region again");
+	region = kvx_region_find(kvx_node_regions(control->conf.node), desc->region);
+	if (region == NULL || region->state == KVX_REGION_CLOSING)
+		return kvx_why(why, -ENOENT, "the region of the descriptor is gone");
+	if (!kvx_region_token_equal(region, desc->token))
+		return kvx_why(why, -EACCES, "the descriptor's token is not the region's");
+	return kvx_node_target_open(control->conf.node, region, out_target, why);
+}
+
+static int import_create(struct kvx_client *client, const Kvxp__Import *req,
+			 struct kvx_import **out_import, struct kvx_why *why)
+{
+	uint32_t limit = client->control->conf.config->imports_per_client;
+	struct kvx_import *imp;
+	int err = 0;
+
+	if (client->imports == NULL)
+		err = kvx_idmap_create(IMPORTS_EVER, &client->imports);
+	if (err < 0)
+		return err;
+	if (kvx_idmap_count(client->imports) >= limit)
+		return kvx_why(why, -EDQUOT,
+			       "import limit %" PRIu32 " reached ([limits] imports_per_client)",
+			       limit);
+	imp = calloc(1, sizeof(*imp));
+	if (imp == NULL)
+		return -ENOMEM;
+	err = kvx_idmap_add(client->imports, imp, &imp->id);
+	if (err < 0) {
+		free(imp);
+		return err;
+	}
+	imp->client = client;
+	imp->request_id = req->request_id;
+	imp->check_region = req->check_region;
+	*out_import = imp;
+	return 0;
+}
+
+static KVX_ON_LOOP int import_start(struct kvx_import *imp, const struct kvx_desc *desc,
+				    struct kvx_why *why)
+{
+	struct kvx_control *control = imp->client->control;
+	struct kvx_target *target;
+	int err;
+
+	if (memcmp(desc->node_id, control->conf.node_id, KVX_NODE_ID_BYTES) == 0) {
+		err = import_local(control, desc, &target, why);
+		if (err == 0)
+			import_resolved(imp, target);
+		return err;
+	}
+	if (control->conf.peers == NULL)
+		return kvx_why(why, -EHOSTUNREACH,
+			       "the region is on another node, and this daemon has no peers "
+			       "([peer] enable)");
+	return kvx_peers_resolve(control->conf.peers, desc, KVX_RESOLVE_TIMEOUT_NS,
+				 import_on_resolve, imp, &imp->resolve, why);
+}
+
+void kvx_handle_import(struct kvx_client *client, struct kvx_msg *msg)
+{
+	struct kvx_why why = {""};
+	struct kvx_import *imp = NULL;
+	struct kvx_desc desc;
+	Kvxp__Import *req;
+	uint32_t request_id;
+	int err;
+
+	req = kvx_client_decode(client, &kvxp__import__descriptor, msg);
+	if (req == NULL)
+		return;
+	request_id = req->request_id;
+	err = kvx_desc_unpack(req->descriptor.data, req->descriptor.len, &desc, &why);
+	if (err == 0)
+		err = import_create(client, req, &imp, &why);
+	if (err == 0)
+		err = import_start(imp, &desc, &why);
+	if (err == 0)
+		return;
+	if (imp != NULL)
+		import_free(imp);
+	kvx_client_reply_error(client, request_id, err, why.text);
+}
+
+/* ---- the release */
+
+static KVX_ON_LOOP void import_release_done(struct kvx_import *imp)
+{
+	kvx_client_reply_error(imp->client, imp->request_id, 0, NULL);
+	import_free(imp);
+}
+
+void kvx_import_xfer_ended(struct kvx_import *imp)
+{
+	kvx_assert(imp->n_xfers > 0);
+	imp->n_xfers--;
+	if (imp->n_xfers == 0 && imp->releasing)
+		import_release_done(imp);
+}
+
+void kvx_handle_import_release(struct kvx_client *client, struct kvx_msg *msg)
+{
+	Kvxp__ImportRelease *req;
+	struct kvx_import *imp;
+
+	req = kvx_client_decode(client, &kvxp__import_release__descriptor, msg);
+	if (req == NULL)
+		return;
+	imp = kvx_client_import(client, req->import);
+	if (imp == NULL) {
+		kvx_client_reply_error(client, req->request_id, -ENOENT,
+				       "this client has no such import");
+		return;
+	}
+	imp->releasing = true;
+	imp->request_id = req->request_id;
+	if (imp->n_xfers == 0)
+		import_release_done(imp);
+	else
+		kvx_client_cancel_import(client, imp);
+}
+
+/* Those with unfinished transfers go when the last of these has ended. */
+void kvx_client_release_imports(struct kvx_client *client)
+{
+	struct kvx_import *imp;
+	uint32_t cursor = 0;
+
+	if (client->imports == NULL)
+		return;
+	while ((imp = kvx_idmap_next(client->imports, &cursor)) != NULL) {
+		if (imp->resolve != NULL)
+			kvx_resolve_abandon(imp->resolve);
+		imp->resolve = NULL;
+		imp->releasing = true;
+		if (imp->n_xfers == 0)
+			import_free(imp);
+	}
+}

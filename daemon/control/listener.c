@@ -1,0 +1,279 @@
+/* The listener: takes connections on the client socket, its own or those that the service manager
+ * handed over, and makes a conn of each. On the loop. When the process has no file descriptors left
+ * it answers with a spare one instead of spinning on a backlog that it cannot take. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/assert.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "control/control_priv.h"
+#include "control/socket_path.h"
+
+#define LISTENER_MAGIC   0x6b766c73u /* "kvls" */
+#define MAX_LISTEN_FDS   8
+#define ACCEPTS_PER_TURN 64
+#define PAUSE_NS         (100 * KVX_MS) /* without fds: how long before the next try */
+#define WARN_EVERY_NS    (5 * KVX_SEC)
+
+struct kvx_listener {
+	uint32_t magic;
+	struct kvx_control *control;
+	char path[KVX_CONFIG_STR];
+	struct kvx_socket sock; /* own socket; fd -1: handed over */
+	unsigned n_polls;
+	unsigned n_open; /* polls not closed yet */
+	uv_poll_t polls[MAX_LISTEN_FDS];
+	int fds[MAX_LISTEN_FDS];
+	int spare_fd;
+	struct kvx_timer pause;
+	uint64_t warned_ns;
+};
+
+static void listener_on_poll(uv_poll_t *poll, int status, int events);
+
+static void listener_start(struct kvx_listener *listener)
+{
+	unsigned i;
+
+	for (i = 0; i < listener->n_polls; i++)
+		uv_poll_start(&listener->polls[i], UV_READABLE, listener_on_poll);
+}
+
+static void listener_on_pause_over(struct kvx_timer *timer)
+{
+	struct kvx_listener *listener =
+	    (struct kvx_listener *)((char *)timer - offsetof(struct kvx_listener, pause));
+
+	kvx_assert_on_loop();
+	KVX_CHECK_MAGIC(listener, LISTENER_MAGIC);
+	listener_start(listener);
+}
+
+static void listener_pause(struct kvx_listener *listener)
+{
+	unsigned i;
+
+	if (kvx_timer_start(listener->control->conf.timers, &listener->pause, PAUSE_NS,
+			    listener_on_pause_over) < 0)
+		return; /* then it spins until there is memory again */
+	for (i = 0; i < listener->n_polls; i++)
+		uv_poll_stop(&listener->polls[i]);
+}
+
+/* Says why on a connection that becomes no client. What fits into a fresh socket's buffer is taken
+ * at once; nothing is waited for. */
+static void connection_refuse(int fd, int status, const char *text)
+{
+	struct kvx_writer *writer;
+	Kvxp__Error error = KVXP__ERROR__INIT;
+	uint8_t body[256];
+
+	error.status = kvx_status_from_errno(status);
+	error.text = (char *)(uintptr_t)text;
+	if (kvxp__error__get_packed_size(&error) <= sizeof(body) &&
+	    kvx_writer_create(&writer) == 0) {
+		uint32_t len = (uint32_t)kvxp__error__pack(&error, body);
+
+		if (kvx_writer_put(writer, KVXP__FRAME_TYPE__FRAME_ERROR, body, len, NULL, 0) == 0)
+			kvx_writer_flush(writer, fd);
+		kvx_writer_destroy(writer);
+	}
+}
+
+/* No fd is left: the spare one makes room to tell one client so. */
+static void listener_use_spare(struct kvx_listener *listener, int listen_fd)
+{
+	uint64_t now = kvx_now_ns();
+	int fd;
+
+	if (now - listener->warned_ns > WARN_EVERY_NS || listener->warned_ns == 0) {
+		listener->warned_ns = now;
+		kvx_error("control: no file descriptors left (%u clients): raise LimitNOFILE",
+			  listener->control->n_clients);
+	}
+	listener->control->stats.refused_connects++;
+	if (listener->spare_fd >= 0) {
+		close(listener->spare_fd);
+		fd = accept4(listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+		if (fd >= 0) {
+			connection_refuse(fd, -EDQUOT,
+					  "the daemon has no file descriptors left (LimitNOFILE)");
+			close(fd);
+		}
+		listener->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	}
+	listener_pause(listener);
+}
+
+/* false: nothing more to take now. */
+static KVX_ON_LOOP bool listener_accept(struct kvx_listener *listener, int listen_fd)
+{
+	struct kvx_control *control = listener->control;
+	int fd = accept4(listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+	char text[80];
+	int err;
+
+	if (fd < 0) {
+		err = errno;
+		if (err == EMFILE || err == ENFILE || err == ENOMEM || err == ENOBUFS)
+			listener_use_spare(listener, listen_fd);
+		return err == EINTR || err == ECONNABORTED;
+	}
+	if (control->n_clients >= control->conf.config->clients + KVX_CLIENTS_OVER_LIMIT) {
+		snprintf(text, sizeof(text), "client limit %u reached ([limits] clients)",
+			 control->conf.config->clients);
+		control->stats.refused_connects++;
+		connection_refuse(fd, -EDQUOT, text);
+		close(fd);
+		return true;
+	}
+	err = kvx_conn_open(control, fd);
+	if (err < 0)
+		kvx_warn("control: a new connection could not be taken: %s", strerror(-err));
+	return true;
+}
+
+static void listener_on_poll(uv_poll_t *poll, int status, int events)
+{
+	struct kvx_listener *listener = poll->data;
+	int fd;
+	unsigned i;
+
+	kvx_assert_on_loop();
+	KVX_CHECK_MAGIC(listener, LISTENER_MAGIC);
+	fd = listener->fds[poll - listener->polls];
+	for (i = 0; i < ACCEPTS_PER_TURN && listener_accept(listener, fd); i++)
+		;
+}
+
+/* ---- opening and closing */
+
+static int listener_take_over(struct kvx_listener *listener, struct kvx_why *why)
+{
+	const struct kvx_control_conf *conf = &listener->control->conf;
+	struct sockaddr_un addr;
+	socklen_t len = sizeof(addr);
+	unsigned i;
+
+	if (conf->n_listen_fds > MAX_LISTEN_FDS)
+		return kvx_why(why, -EINVAL,
+			       "%u listening sockets were handed over, at most %d "
+			       "can be used",
+			       conf->n_listen_fds, MAX_LISTEN_FDS);
+	for (i = 0; i < conf->n_listen_fds; i++)
+		listener->fds[i] = conf->listen_fds[i];
+	memset(&addr, 0, sizeof(addr));
+	if (getsockname(listener->fds[0], (struct sockaddr *)&addr, &len) < 0)
+		return kvx_why(why, -errno, "the socket handed over has no name: %s",
+			       strerror(errno));
+	if (len > offsetof(struct sockaddr_un, sun_path)) {
+		if (addr.sun_path[0] == '\0')
+			addr.sun_path[0] = '@';
+		snprintf(listener->path, sizeof(listener->path), "%.*s",
+			 (int)(len - offsetof(struct sockaddr_un, sun_path)), addr.sun_path);
+	}
+	listener->n_polls = conf->n_listen_fds;
+	return 0;
+}
+
+static int listener_bind(struct kvx_listener *listener, struct kvx_why *why)
+{
+	const struct kvx_control_conf *conf = &listener->control->conf;
+	struct kvx_socket_conf sock_conf = {
+	    .path = conf->config->socket,
+	    .mode = conf->config->socket_mode,
+	    .group = conf->config->socket_group,
+	    .make_dir = conf->make_dir,
+	};
+	int err;
+
+	err = kvx_socket_open(&sock_conf, &listener->sock, why);
+	if (err < 0)
+		return err;
+	snprintf(listener->path, sizeof(listener->path), "%s", conf->config->socket);
+	listener->fds[0] = listener->sock.fd;
+	listener->n_polls = 1;
+	return 0;
+}
+
+int kvx_listener_open(struct kvx_control *control, struct kvx_listener **out_listener,
+		      struct kvx_why *why)
+{
+	struct kvx_listener *listener = calloc(1, sizeof(*listener));
+	unsigned i;
+	int err;
+
+	if (listener == NULL)
+		return -ENOMEM;
+	listener->magic = LISTENER_MAGIC;
+	listener->control = control;
+	listener->sock.fd = -1;
+	listener->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+	err = control->conf.n_listen_fds > 0 ? listener_take_over(listener, why)
+					     : listener_bind(listener, why);
+	if (err < 0)
+		goto err_free;
+	for (i = 0; i < listener->n_polls; i++) {
+		err = uv_poll_init(control->conf.loop, &listener->polls[i], listener->fds[i]);
+		kvx_assert(err == 0); /* only fails for what is no socket */
+		listener->polls[i].data = listener;
+		listener->n_open++;
+	}
+	listener_start(listener);
+	kvx_info("control: clients at %s%s", listener->path,
+		 control->conf.n_listen_fds > 0 ? " (socket activation)" : "");
+	*out_listener = listener;
+	return 0;
+
+err_free:
+	for (i = 0; i < control->conf.n_listen_fds; i++)
+		close(control->conf.listen_fds[i]);
+	if (listener->spare_fd >= 0)
+		close(listener->spare_fd);
+	free(listener);
+	return err;
+}
+
+static void listener_on_closed(uv_handle_t *handle)
+{
+	struct kvx_listener *listener = handle->data;
+	struct kvx_control *control = listener->control;
+
+	kvx_assert_on_loop();
+	KVX_CHECK_MAGIC(listener, LISTENER_MAGIC);
+	if (--listener->n_open > 0)
+		return;
+	listener->magic = 0;
+	free(listener);
+	control->listener = NULL;
+	kvx_control_front_gone(control);
+}
+
+void kvx_listener_close(struct kvx_listener *listener)
+{
+	unsigned i;
+
+	kvx_timer_stop(listener->control->conf.timers, &listener->pause);
+	for (i = 0; i < listener->n_polls; i++)
+		uv_close((uv_handle_t *)&listener->polls[i], listener_on_closed);
+	if (listener->sock.fd >= 0)
+		kvx_socket_close(&listener->sock, listener->path);
+	else
+		for (i = 0; i < listener->n_polls; i++)
+			close(listener->fds[i]);
+	if (listener->spare_fd >= 0)
+		close(listener->spare_fd);
+	listener->spare_fd = -1;
+}
+
+const char *kvx_listener_path(const struct kvx_listener *listener)
+{
+	return listener != NULL ? listener->path : "";
+}

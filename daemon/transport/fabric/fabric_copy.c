@@ -1,0 +1,127 @@
+/* Moving bytes between regions and message buffers: the only code of this backend that touches
+ * region memory with the CPU, always inside a guard. Called by fabric_msg.c and fabric_serve.c on
+ * the worker thread. Checks nothing: pieces were checked against their region before. */
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#endif
+
+#include "mem/guard.h"
+#include "transport/fabric/fabric_priv.h"
+
+/* Pieces from this size up are written around the cache: the reader is another process (or a
+ * device), and a write that allocates cache lines reads each of them first. */
+#define COPY_NT_MIN_BYTES 2048u
+
+struct copy_args {
+	uint8_t *run;
+	const struct fab_place *places;
+	uint32_t n;
+};
+
+static void copy_gather(void *arg)
+{
+	const struct copy_args *a = arg;
+	uint8_t *run = a->run;
+
+	for (uint32_t i = 0; i < a->n; i++) {
+		const struct fab_place *p = &a->places[i];
+
+		memcpy(run, p->mr->addr + p->offset, p->len_bytes);
+		run += p->len_bytes;
+	}
+}
+
+#if defined(__x86_64__)
+static void copy_nt(uint8_t *dst, const uint8_t *src, uint64_t len)
+{
+	uint64_t head = -(uintptr_t)dst & 63;
+
+	memcpy(dst, src, head);
+	dst += head;
+	src += head;
+	len -= head;
+	for (; len >= 64; len -= 64, dst += 64, src += 64) {
+		__m128i a = _mm_loadu_si128((const __m128i *)src);
+		__m128i b = _mm_loadu_si128((const __m128i *)(src + 16));
+		__m128i c = _mm_loadu_si128((const __m128i *)(src + 32));
+		__m128i d = _mm_loadu_si128((const __m128i *)(src + 48));
+
+		_mm_stream_si128((__m128i *)dst, a);
+		_mm_stream_si128((__m128i *)(dst + 16), b);
+		_mm_stream_si128((__m128i *)(dst + 32), c);
+		_mm_stream_si128((__m128i *)(dst + 48), d);
+	}
+	memcpy(dst, src, len);
+}
+
+/* Non-temporal stores are weakly ordered: whoever hears of them must see them. */
+static void copy_nt_end(void)
+{
+	_mm_sfence();
+}
+#else
+static void copy_nt(uint8_t *dst, const uint8_t *src, uint64_t len)
+{
+	memcpy(dst, src, len);
+}
+
+static void copy_nt_end(void)
+{
+}
+#endif
+
+static void copy_scatter(void *arg)
+{
+	const struct copy_args *a = arg;
+	const uint8_t *run = a->run;
+
+	for (uint32_t i = 0; i < a->n; i++) {
+		const struct fab_place *p = &a->places[i];
+
+		if (p->len_bytes >= COPY_NT_MIN_BYTES)
+			copy_nt(p->mr->addr + p->offset, run, p->len_bytes);
+		else
+			memcpy(p->mr->addr + p->offset, run, p->len_bytes);
+		run += p->len_bytes;
+	}
+	copy_nt_end();
+}
+
+int fab_gather(uint8_t *dst, const struct fab_place *places, uint32_t n)
+{
+	struct copy_args args = {dst, places, n};
+
+	return n > 0 ? kvx_guard_run(copy_gather, &args) : 0;
+}
+
+int fab_scatter(const uint8_t *src, const struct fab_place *places, uint32_t n)
+{
+	struct copy_args args = {(uint8_t *)(uintptr_t)src, places, n};
+
+	return kvx_guard_run(copy_scatter, &args);
+}
+
+static void touch_pages(void *arg)
+{
+	const struct fab_place *p = arg;
+	uint64_t end = p->offset + p->len_bytes;
+	uint64_t at = p->offset;
+
+	while (at < end) {
+		(void)*(const volatile uint8_t *)(p->mr->addr + at);
+		at = (at / p->mr->page_bytes + 1) * p->mr->page_bytes;
+	}
+}
+
+/* Small pages come back as zeroes when they are touched; huge pages may have run out, and then the
+ * library's system call would fail and take the whole endpoint with it. */
+int fab_touch(const struct fab_place *place)
+{
+	struct fab_place p = *place;
+
+	if (p.mr->page_bytes <= 4096)
+		return 0;
+	return kvx_guard_run(touch_pages, &p);
+}

@@ -1,0 +1,356 @@
+/* Opening and closing a fabric domain: finding the provider, reading its limits, making the queues
+ * and the one fd that wakes a sleeping worker. Called by the worker that will own the domain
+ * (probe: by any thread). Owns the libfabric objects that all endpoints share. Moves no bytes. */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "transport/fabric/fabric_priv.h"
+
+#define FAB_CQ_ENTRIES 4096u
+
+int fabric_err(ssize_t rc)
+{
+	if (rc >= 0)
+		return 0;
+	switch (-rc) {
+	case FI_EAGAIN:
+		return -EAGAIN;
+	case FI_ENOMEM:
+		return -ENOMEM;
+	case FI_ECANCELED:
+		return -ECANCELED;
+	case FI_EACCES:
+	case FI_ENOKEY:
+		return -EACCES;
+	case FI_EFAULT:
+		return -EFAULT;
+	case FI_ENODATA: /* fi_getinfo: nobody offers this */
+	case FI_ENOSYS:
+	case FI_EOPNOTSUPP:
+		return -EOPNOTSUPP;
+	case FI_ECONNREFUSED:
+	case FI_EHOSTUNREACH:
+	case FI_ENETUNREACH:
+	case FI_EADDRNOTAVAIL:
+	case FI_ETIMEDOUT:
+		return -EHOSTUNREACH;
+	case FI_ENOTCONN:
+	case FI_ECONNRESET:
+	case FI_ECONNABORTED:
+	case FI_ESHUTDOWN:
+	case FI_EHOSTDOWN:
+		return -EHOSTDOWN;
+	case FI_EINVAL:
+		return -EINVAL;
+	default:
+		return -EIO;
+	}
+}
+
+int fabric_random(void *buf, size_t len)
+{
+	return getrandom(buf, len, 0) == (ssize_t)len ? 0 : -EIO;
+}
+
+static bool info_addr_is_any(const struct fi_info *info)
+{
+	if (info->addr_format == FI_SOCKADDR_IN) {
+		const struct sockaddr_in *sin = info->src_addr;
+
+		return sin->sin_addr.s_addr == htonl(INADDR_ANY);
+	}
+	if (info->addr_format == FI_SOCKADDR_IN6) {
+		const struct sockaddr_in6 *sin6 = info->src_addr;
+
+		return IN6_IS_ADDR_UNSPECIFIED(&sin6->sin6_addr);
+	}
+	return false;
+}
+
+static int info_get_type(const struct kvx_dom_conf *conf, enum fi_ep_type type, uint64_t caps,
+			 struct fi_info **out_info)
+{
+	struct fi_info *hints = fi_allocinfo();
+	int rc;
+
+	if (hints == NULL)
+		return -ENOMEM;
+	hints->caps = caps;
+	hints->ep_attr->type = type;
+	hints->tx_attr->inject_size = FAB_MIN_INJECT;
+	hints->domain_attr->mr_mode =
+	    FI_MR_LOCAL | FI_MR_VIRT_ADDR | FI_MR_ALLOCATED | FI_MR_PROV_KEY;
+	hints->domain_attr->threading = FI_THREAD_DOMAIN;
+	hints->domain_attr->control_progress = FI_PROGRESS_MANUAL;
+	hints->domain_attr->data_progress = FI_PROGRESS_MANUAL;
+	hints->domain_attr->resource_mgmt = FI_RM_ENABLED;
+	hints->fabric_attr->prov_name = strdup(conf->provider); /* freed by fi_freeinfo() */
+	if (hints->fabric_attr->prov_name == NULL) {
+		fi_freeinfo(hints);
+		return -ENOMEM;
+	}
+	rc = fi_getinfo(FI_VERSION(1, 17), conf->bind_host, NULL, FI_SOURCE, hints, out_info);
+	fi_freeinfo(hints);
+	return rc == 0 ? 0 : fabric_err(rc);
+}
+
+/* Connection-oriented endpoints first: no message is copied or announced by a layer in between, a
+ * broken connection is told at once, and nobody reaches an endpoint whom it did not let in. */
+static int info_get(const struct kvx_dom_conf *conf, struct fi_info **out_info, bool *out_rma,
+		    struct kvx_why *why)
+{
+	static const enum fi_ep_type types[] = {FI_EP_MSG, FI_EP_RDM};
+	bool rma = conf->fabric_rma_min_bytes != UINT64_MAX;
+	int rc = -EOPNOTSUPP;
+
+	if (conf->provider == NULL || conf->bind_host == NULL)
+		return kvx_why(why, -EINVAL, "fabric: no provider or no address to listen on");
+	for (unsigned i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
+		if (rma) {
+			rc = info_get_type(conf, types[i], FI_MSG | FI_RMA, out_info);
+			*out_rma = rc == 0;
+		}
+		if (!rma || rc == -EOPNOTSUPP) {
+			rc = info_get_type(conf, types[i], FI_MSG, out_info);
+			*out_rma = false;
+		}
+		if (rc != -EOPNOTSUPP)
+			break;
+	}
+	if (rc < 0)
+		return kvx_why(why, rc,
+			       "fabric: libfabric offers no provider \"%s\" for address %s "
+			       "(fi_info -p %s shows what it has)",
+			       conf->provider, conf->bind_host, conf->provider);
+	if (info_addr_is_any(*out_info)) {
+		fi_freeinfo(*out_info);
+		return kvx_why(why, -EINVAL,
+			       "fabric: cannot listen on %s: the address is told to peers, name "
+			       "the one of the interface",
+			       conf->bind_host);
+	}
+	return 0;
+}
+
+int fabric_probe(const struct kvx_dom_conf *conf, struct kvx_why *why)
+{
+	struct fi_info *info;
+	bool rma;
+	int rc = info_get(conf, &info, &rma, why);
+
+	if (rc == 0)
+		fi_freeinfo(info);
+	return rc;
+}
+
+static void dom_read_limits(struct kvx_dom *dom, const struct kvx_dom_conf *conf)
+{
+	const struct fi_info *info = dom->info;
+	uint64_t mode = info->domain_attr->mr_mode;
+	uint64_t max_msg = info->ep_attr->max_msg_size;
+	size_t iovs = info->tx_attr->iov_limit;
+	size_t rma_iovs = info->tx_attr->rma_iov_limit;
+
+	dom->connected_eps = info->ep_attr->type == FI_EP_MSG;
+	dom->mr_local = (mode & FI_MR_LOCAL) != 0;
+	dom->mr_virt = (mode & FI_MR_VIRT_ADDR) != 0;
+	dom->mr_prov_key = (mode & FI_MR_PROV_KEY) != 0;
+	dom->iov_limit = (unsigned)(iovs < FAB_IOV_MAX ? iovs : FAB_IOV_MAX);
+	if (rma_iovs > iovs)
+		rma_iovs = iovs;
+	dom->rma_iov_limit = (unsigned)(rma_iovs < FAB_IOV_MAX ? rma_iovs : FAB_IOV_MAX);
+	iovs = info->rx_attr->iov_limit;
+	dom->rx_iov_limit = (unsigned)(iovs < FAB_IOV_MAX ? iovs : FAB_IOV_MAX);
+	dom->inject_bytes = info->tx_attr->inject_size;
+	/* The head that goes ahead is injected. */
+	dom->placed_ops = (unsigned)((dom->inject_bytes - KVX_PACK_HDR_BYTES - KVX_PACK_KEY_BYTES) /
+				     KVX_PACK_OP_BYTES);
+	if (dom->placed_ops > dom->iov_limit)
+		dom->placed_ops = dom->iov_limit;
+	dom->placing = dom->connected_eps && !dom->rma && dom->rx_iov_limit > 0;
+	dom->message_bytes = conf->fabric_message_bytes;
+	if (dom->message_bytes > UINT32_MAX - KVX_PACK_HEAD_BYTES)
+		dom->message_bytes = UINT32_MAX - KVX_PACK_HEAD_BYTES;
+	if (dom->message_bytes > max_msg - KVX_PACK_HEAD_BYTES)
+		dom->message_bytes = max_msg - KVX_PACK_HEAD_BYTES;
+	dom->rma_min_bytes = conf->fabric_rma_min_bytes;
+	dom->queue = conf->fabric_queue;
+	if (dom->queue == 0)
+		dom->queue = 1;
+	if (dom->queue > FAB_MAX_QUEUE)
+		dom->queue = FAB_MAX_QUEUE;
+	dom->mem_kinds = conf->mem_kinds & (1u << KVX_MEM_HOST);
+}
+
+static int dom_watch(struct kvx_dom *dom, struct fid *fid)
+{
+	struct epoll_event ev = {.events = EPOLLIN};
+	int fd, rc;
+
+	rc = fi_control(fid, FI_GETWAIT, &fd);
+	if (rc != 0)
+		return fabric_err(rc);
+	return epoll_ctl(dom->event_fd, EPOLL_CTL_ADD, fd, &ev) == 0 ? 0 : -errno;
+}
+
+/* The queues, and what listening needs. On error dom_close_fids() undoes what is there. */
+static int dom_open_fids(struct kvx_dom *dom, const char **out_what)
+{
+	struct fi_cq_attr cq_attr = {
+	    .size = FAB_CQ_ENTRIES, .format = FI_CQ_FORMAT_MSG, .wait_obj = FI_WAIT_FD};
+	struct fi_eq_attr eq_attr = {.wait_obj = FI_WAIT_FD};
+	struct fi_av_attr av_attr = {.type = dom->info->domain_attr->av_type};
+	int rc;
+
+	*out_what = "fi_fabric";
+	rc = fi_fabric(dom->info->fabric_attr, &dom->fabric, NULL);
+	if (rc == 0) {
+		*out_what = "fi_domain";
+		rc = fi_domain(dom->fabric, dom->info, &dom->domain, NULL);
+	}
+	if (rc == 0) {
+		*out_what = "fi_cq_open";
+		rc = fi_cq_open(dom->domain, &cq_attr, &dom->cq, NULL);
+	}
+	if (rc == 0 && !dom->connected_eps) {
+		*out_what = "fi_av_open";
+		return fabric_err(fi_av_open(dom->domain, &av_attr, &dom->av, NULL));
+	}
+	if (rc == 0) {
+		*out_what = "fi_eq_open";
+		rc = fi_eq_open(dom->fabric, &eq_attr, &dom->eq, NULL);
+	}
+	if (rc == 0) {
+		*out_what = "fi_passive_ep";
+		rc = fi_passive_ep(dom->fabric, dom->info, &dom->pep, NULL);
+	}
+	if (rc == 0)
+		rc = fi_pep_bind(dom->pep, &dom->eq->fid, 0);
+	if (rc == 0) {
+		*out_what = "fi_listen";
+		rc = fi_listen(dom->pep);
+	}
+	return fabric_err(rc);
+}
+
+static void fid_close(struct fid *fid, const char *what)
+{
+	int rc = fi_close(fid);
+
+	if (rc != 0)
+		kvx_error("fabric: closing the %s failed: %s", what, fi_strerror(-rc));
+}
+
+static void dom_close_fids(struct kvx_dom *dom)
+{
+	if (dom->pep != NULL)
+		fid_close(&dom->pep->fid, "passive endpoint");
+	if (dom->eq != NULL)
+		fid_close(&dom->eq->fid, "event queue");
+	if (dom->av != NULL)
+		fid_close(&dom->av->fid, "address vector");
+	if (dom->cq != NULL)
+		fid_close(&dom->cq->fid, "completion queue");
+	if (dom->domain != NULL)
+		fid_close(&dom->domain->fid, "domain");
+	if (dom->fabric != NULL)
+		fid_close(&dom->fabric->fid, "fabric");
+}
+
+static int dom_open_event_fd(struct kvx_dom *dom)
+{
+	int rc;
+
+	dom->event_fd = epoll_create1(EPOLL_CLOEXEC);
+	if (dom->event_fd < 0)
+		return -errno;
+	rc = dom_watch(dom, &dom->cq->fid);
+	if (rc == 0 && dom->eq != NULL)
+		rc = dom_watch(dom, &dom->eq->fid);
+	return rc;
+}
+
+static void dom_fill_limits(const struct kvx_dom *dom, struct kvx_transport_limits *out_limits)
+{
+	*out_limits = (struct kvx_transport_limits){
+	    .max_op_bytes = dom->message_bytes,
+	    .batch_bytes = dom->message_bytes,
+	    .batch_ops = KVX_PACK_MAX_OPS,
+	    .queue_batches = dom->queue,
+	    .event_fd = dom->event_fd,
+	};
+}
+
+int fabric_open(const struct kvx_dom_conf *conf, struct kvx_dom **out_dom,
+		struct kvx_transport_limits *out_limits, struct kvx_why *why)
+{
+	struct kvx_dom *dom = calloc(1, sizeof(*dom));
+	const char *what = "epoll";
+	int rc;
+
+	if (dom == NULL)
+		return kvx_why(why, -ENOMEM, "fabric: out of memory");
+	dom->event_fd = -1;
+	dom->done_tail = &dom->done_head;
+	dom->news_tail = &dom->news_head;
+	rc = info_get(conf, &dom->info, &dom->rma, why);
+	if (rc < 0)
+		goto err_free;
+	dom_read_limits(dom, conf);
+	rc = kvx_idmap_create(FAB_MAX_MRS, &dom->mrs);
+	if (rc < 0)
+		goto err_info;
+	rc = dom_open_fids(dom, &what);
+	if (rc == 0) {
+		what = "fi_control(FI_GETWAIT)";
+		rc = dom_open_event_fd(dom);
+	}
+	if (rc < 0) {
+		(void)kvx_why(why, rc, "fabric: %s of provider %s on %s failed: %s", what,
+			      dom->info->fabric_attr->prov_name, conf->bind_host, strerror(-rc));
+		goto err_fids;
+	}
+	kvx_info("fabric: provider %s endpoints %s address %s rma %s",
+		 dom->info->fabric_attr->prov_name, dom->connected_eps ? "msg" : "rdm",
+		 conf->bind_host, dom->rma ? "on" : "off");
+	dom_fill_limits(dom, out_limits);
+	*out_dom = dom;
+	return 0;
+
+err_fids:
+	dom_close_fids(dom);
+	if (dom->event_fd >= 0)
+		close(dom->event_fd);
+	kvx_idmap_destroy(dom->mrs);
+err_info:
+	fi_freeinfo(dom->info);
+err_free:
+	free(dom);
+	return rc;
+}
+
+void fabric_close(struct kvx_dom *dom)
+{
+	if (dom == NULL)
+		return;
+	for (unsigned i = 0; i < dom->n_eps; i++)
+		kvx_assert(dom->eps[i] == NULL);
+	kvx_assert(kvx_idmap_count(dom->mrs) == 0);
+	if (dom->n_bad > 0)
+		kvx_info("fabric: %llu requests or messages of peers were refused",
+			 (unsigned long long)dom->n_bad);
+	dom_close_fids(dom);
+	close(dom->event_fd);
+	kvx_idmap_destroy(dom->mrs);
+	fi_freeinfo(dom->info);
+	free(dom->eps);
+	free(dom->gens);
+	free(dom);
+}

@@ -1,0 +1,484 @@
+/* Regions and imports of the client library: what memory is taken, what the daemon is told, what a
+ * late answer does. */
+#include "client_fixture.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "test_end.h"
+
+static struct kvxfer_client *open_or_fail(const struct fake_daemon *d, int timeout_ms)
+{
+	struct kvxfer_client *client;
+
+	cr_assert_eq(open_client(d, timeout_ms, &client), 0, "%s", kvxfer_open_error());
+	return client;
+}
+
+/* Keeps what the daemon got with the last registration. */
+struct registered {
+	_Atomic int fd;
+	uint64_t offset, len, block_bytes;
+	uint32_t access, n_planes;
+	char name[80], plane_name[40];
+};
+
+static enum fake_answer keep_registration(struct fake_daemon *d, uint16_t type)
+{
+	struct registered *r = d->arg;
+	Kvxp__RegionRegister *m;
+
+	if (type != KVXP__FRAME_TYPE__FRAME_REGION_REGISTER)
+		return FAKE_DEFAULT;
+	m = kvxp__region_register__unpack(NULL, d->len_bytes, d->body);
+	r->offset = m->fd_offset;
+	r->len = m->len;
+	r->access = m->access;
+	strcpy(r->name, m->name);
+	if (m->layout != NULL) {
+		r->n_planes = (uint32_t)m->layout->n_planes;
+		r->block_bytes = m->layout->planes[0]->block_bytes;
+		strcpy(r->plane_name, m->layout->planes[0]->name);
+	}
+	kvxp__region_register__free_unpacked(m, NULL);
+	r->fd = d->fds[0];
+	d->fds[0] = -1;
+	return FAKE_DEFAULT;
+}
+
+Test(client_region, alloc_sends_a_sealed_memfd_of_the_same_memory)
+{
+	const int all_seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+	struct kvxfer_plane planes[4];
+	struct kvxfer_layout layout = {planes, 4};
+	struct kvxfer_region_options options = {.struct_bytes = sizeof(options),
+						.name = "kv cache",
+						.access = KVXFER_ACCESS_WRITE,
+						.layout = &layout};
+	struct registered got = {.fd = -1};
+	struct kvxfer_client *client;
+	struct kvxfer_region *region;
+	struct fake_daemon d;
+	char *data, *seen;
+
+	kvxfer_layout_split_kv(0, 2, 10, 512, planes);
+	fake_daemon_init(&d);
+	d.hook = keep_registration;
+	d.arg = &got;
+	fake_daemon_start(&d);
+	client = open_or_fail(&d, 2000);
+	cr_assert_eq(kvxfer_region_alloc(client, 20481, &options, &region), 0, "%s",
+		     kvxfer_client_error(client));
+	cr_assert_eq(kvxfer_region_bytes(region), 24576);
+	data = kvxfer_region_data(region);
+	cr_assert_eq((uintptr_t)data % 4096, 0);
+	cr_assert_eq(got.len, 24576);
+	cr_assert_eq(got.offset, 0);
+	cr_assert_eq(got.access, KVXFER_ACCESS_WRITE);
+	cr_assert_str_eq(got.name, "kv cache");
+	cr_assert_eq(got.n_planes, 4);
+	cr_assert_eq(got.block_bytes, 512);
+	cr_assert_str_eq(got.plane_name, "k");
+	cr_assert_eq(fcntl(got.fd, F_GET_SEALS) & all_seals, all_seals);
+	cr_assert_neq(fcntl(got.fd, F_GETFD) & FD_CLOEXEC, 0);
+	seen = mmap(NULL, 24576, PROT_READ, MAP_SHARED, got.fd, 0);
+	cr_assert_neq(seen, MAP_FAILED);
+	data[24575] = 'z';
+	cr_assert_eq(seen[24575], 'z');
+	munmap(seen, 24576);
+	close(got.fd);
+	cr_assert_eq(kvxfer_region_unregister(region), 0);
+	kvxfer_client_close(client);
+	fake_daemon_stop(&d);
+	KVX_TEST_END();
+}
+
+Test(client_region, register_takes_the_users_memfd_and_seals_it)
+{
+	int fd = memfd_create("user", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	struct registered got = {.fd = -1};
+	struct kvxfer_client *client;
+	struct kvxfer_region *region;
+	struct fake_daemon d;
+
+	cr_assert_eq(ftruncate(fd, 65536), 0);
+	fake_daemon_init(&d);
+	d.hook = keep_registration;
+	d.arg = &got;
+	fake_daemon_start(&d);
+	client = open_or_fail(&d, 2000);
+	cr_assert_eq(kvxfer_region_register(client, fd, 4096, 8192, NULL, &region), 0, "%s",
+		     kvxfer_client_error(client));
+	cr_assert_null(kvxfer_region_data(region));
+	cr_assert_eq(kvxfer_region_bytes(region), 8192);
+	cr_assert_eq(got.offset, 4096);
+	cr_assert_eq(got.len, 8192);
+	cr_assert_eq(got.access, 0);
+	cr_assert_neq(fcntl(fd, F_GET_SEALS) & F_SEAL_SHRINK, 0);
+	cr_assert_eq(ftruncate(fd, 4096), -1);
+	close(got.fd);
+	close(fd); /* the library has its own */
+	kvxfer_client_close(client);
+	fake_daemon_stop(&d);
+	KVX_TEST_END();
+}
+
+Test(client_region, register_refuses_what_is_no_sealable_memfd)
+{
+	int plain = memfd_create("unsealable", MFD_CLOEXEC);
+	int good = memfd_create("good", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	int zero = open("/dev/zero", O_RDWR | O_CLOEXEC), pipes[2], readonly;
+	struct kvxfer_client *client;
+	struct kvxfer_region *region;
+	struct fake_daemon d;
+	char path[64];
+
+	cr_assert_eq(pipe2(pipes, O_CLOEXEC), 0);
+	cr_assert_eq(ftruncate(plain, 65536), 0);
+	cr_assert_eq(ftruncate(good, 65536), 0);
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", good);
+	readonly = open(path, O_RDONLY | O_CLOEXEC);
+	fake_daemon_init(&d);
+	fake_daemon_start(&d);
+	client = open_or_fail(&d, 2000);
+	cr_assert_eq(kvxfer_region_register(client, pipes[0], 0, 4096, NULL, &region), -EBADF);
+	cr_assert_not_null(strstr(kvxfer_client_error(client), "not a memfd"));
+	cr_assert_eq(kvxfer_region_register(client, zero, 0, 4096, NULL, &region), -EBADF);
+	cr_assert_eq(kvxfer_region_register(client, -1, 0, 4096, NULL, &region), -EBADF);
+	cr_assert_eq(kvxfer_region_register(client, readonly, 0, 4096, NULL, &region), -EBADF);
+	cr_assert_eq(kvxfer_region_register(client, plain, 0, 4096, NULL, &region), -EBADF);
+	cr_assert_not_null(strstr(kvxfer_client_error(client), "MFD_ALLOW_SEALING"));
+	cr_assert_eq(kvxfer_region_register(client, good, 0, 0, NULL, &region), -EINVAL);
+	cr_assert_eq(kvxfer_region_register(client, good, 100, 4096, NULL, &region), -EINVAL);
+	cr_assert_not_null(strstr(kvxfer_client_error(client), "page size"));
+	cr_assert_eq(kvxfer_region_register(client, good, 65536, 1, NULL, &region), -EINVAL);
+	cr_assert_eq(kvxfer_region_register(client, good, 4096, UINT64_MAX, NULL, &region),
+		     -EINVAL);
+	cr_assert_eq(fcntl(good, F_GET_SEALS) & F_SEAL_SEAL, 0, "sealed in spite of refusal");
+	cr_assert_eq(d.n_frames[KVXP__FRAME_TYPE__FRAME_REGION_REGISTER], 0);
+	kvxfer_client_close(client);
+	fake_daemon_stop(&d);
+	close(plain);
+	close(good);
+	close(zero);
+	close(readonly);
+	close(pipes[0]);
+	close(pipes[1]);
+	KVX_TEST_END();
+}
+
+static int alloc_with_plane(struct kvxfer_client *client, struct kvxfer_plane plane)
+{
+	struct kvxfer_layout layout = {&plane, 1};
+	struct kvxfer_region_options options = {.struct_bytes = sizeof(options), .layout = &layout};
+	struct kvxfer_region *region;
+
+	return kvxfer_region_alloc(client, 8192, &options, &region);
+}
+
+Test(client_region, alloc_refuses_bad_layouts_and_options)
+{
+	struct kvxfer_plane many[300] = {{0}};
+	struct kvxfer_layout layout = {many, 300};
+	struct kvxfer_region_options options = {.struct_bytes = sizeof(options), .layout = &layout};
+	struct kvxfer_client *client;
+	struct kvxfer_region *region;
+	struct fake_daemon d;
+
+	fake_daemon_init(&d);
+	fake_daemon_start(&d);
+	client = open_or_fail(&d, 2000);
+	cr_assert_eq(alloc_with_plane(client, (struct kvxfer_plane){"a", 0, 64, 0, 1}), -EINVAL);
+	cr_assert_eq(alloc_with_plane(client, (struct kvxfer_plane){"a", 0, 63, 64, 1}), -EINVAL);
+	cr_assert_eq(alloc_with_plane(client, (struct kvxfer_plane){"a", 0, 64, 64, 129}), -EINVAL);
+	cr_assert_not_null(strstr(kvxfer_client_error(client), "leaves the region"));
+	cr_assert_eq(alloc_with_plane(client, (struct kvxfer_plane){"a", 8192, 1, 1, 0}), -EINVAL);
+	cr_assert_eq(
+	    alloc_with_plane(client, (struct kvxfer_plane){"a", 1, UINT64_MAX, UINT64_MAX, 2}),
+	    -EINVAL);
+	cr_assert_eq(alloc_with_plane(client, (struct kvxfer_plane){"a name of a plane that is far "
+								    "too long",
+								    0, 1, 1, 1}),
+		     -EINVAL);
+	cr_assert_eq(kvxfer_region_alloc(client, 8192, &options, &region), -EMSGSIZE);
+	layout.n_planes = 0;
+	cr_assert_eq(kvxfer_region_alloc(client, 8192, &options, &region), -EINVAL);
+	options.layout = NULL;
+	cr_assert_eq(kvxfer_region_alloc(client, 0, &options, &region), -EINVAL);
+	cr_assert_eq(kvxfer_region_alloc(client, UINT64_MAX, &options, &region), -EINVAL);
+	options.access = 4;
+	cr_assert_eq(kvxfer_region_alloc(client, 8192, &options, &region), -EINVAL);
+	options.access = 0;
+	options.flags = 2;
+	cr_assert_eq(kvxfer_region_alloc(client, 8192, &options, &region), -EINVAL);
+	options.struct_bytes = 0;
+	cr_assert_eq(kvxfer_region_alloc(client, 8192, &options, &region), -EINVAL);
+	cr_assert_eq(d.n_frames[KVXP__FRAME_TYPE__FRAME_REGION_REGISTER], 0);
+	kvxfer_client_close(client);
+	fake_daemon_stop(&d);
+	KVX_TEST_END();
+}
+
+static enum fake_answer refuse_register(struct fake_daemon *d, uint16_t type)
+{
+	if (type != KVXP__FRAME_TYPE__FRAME_REGION_REGISTER)
+		return FAKE_DEFAULT;
+	fake_reply(d, fake_request_id(d), KVXFER_QUOTA, "only 3 regions per client", 0);
+	return FAKE_DONE;
+}
+
+Test(client_region, refusal_of_the_daemon_is_passed_on)
+{
+	struct kvxfer_client *client;
+	struct kvxfer_region *region = NULL;
+	struct fake_daemon d;
+
+	fake_daemon_init(&d);
+	d.hook = refuse_register;
+	fake_daemon_start(&d);
+	client = open_or_fail(&d, 2000);
+	cr_assert_eq(kvxfer_region_alloc(client, 8192, NULL, &region), -EDQUOT);
+	cr_assert_str_eq(kvxfer_client_error(client), "only 3 regions per client");
+	cr_assert_null(region);
+	kvxfer_client_close(client);
+	fake_daemon_stop(&d);
+	KVX_TEST_END();
+}
+
+Test(client_region, export_gives_the_same_bytes_each_time)
+{
+	struct kvxfer_region *closed;
+	uint8_t descriptor[KVXFER_DESCRIPTOR_MAX];
+	struct fake_daemon d;
+	struct pair pair;
+
+	fake_daemon_init(&d);
+	fake_daemon_start(&d);
+	pair = open_pair(&d, 2000);
+	cr_assert_eq(kvxfer_region_export(pair.region, descriptor, 3), -ENOSPC);
+	cr_assert_eq(kvxfer_region_export(pair.region, NULL, 3), -EINVAL);
+	for (int i = 0; i < 2; i++) {
+		memset(descriptor, 0, sizeof(descriptor));
+		cr_assert_eq(kvxfer_region_export(pair.region, descriptor, sizeof(descriptor)), 12);
+		cr_assert_arr_eq(descriptor, "a descriptor", 12);
+	}
+	cr_assert_eq(kvxfer_region_alloc(pair.client, 4096, NULL, &closed), 0);
+	cr_assert_eq(kvxfer_region_export(closed, descriptor, sizeof(descriptor)), -EACCES);
+	kvxfer_client_close(pair.client);
+	fake_daemon_stop(&d);
+	KVX_TEST_END();
+}
+
+Test(client_region, import_shows_the_remote_layout)
+{
+	Kvxp__Plane remote = KVXP__PLANE__INIT, *remotes[1] = {&remote};
+	Kvxp__Layout layout = KVXP__LAYOUT__INIT;
+	struct kvxfer_plane plane;
+	struct fake_daemon d;
+	struct pair pair;
+
+	remote.name = (char *)(uintptr_t) "latent.with.a.name.of.more.than.thirty.two.bytes";
+	remote.offset = 128;
+	remote.block_stride = 256;
+	remote.block_bytes = 200;
+	remote.n_blocks = 7;
+	layout.n_planes = 1;
+	layout.planes = remotes;
+	fake_daemon_init(&d);
+	d.import_layout = &layout;
+	d.import_bytes = 12345;
+	fake_daemon_start(&d);
+	pair = open_pair(&d, 2000);
+	cr_assert_eq(kvxfer_import_bytes(pair.import_), 12345);
+	cr_assert_eq(kvxfer_import_planes(pair.import_), 1);
+	cr_assert_eq(kvxfer_import_plane(pair.import_, 0, &plane), 0);
+	cr_assert_str_eq(plane.name, "latent.with.a.name.of.more.than.");
+	cr_assert_eq(plane.offset, 128);
+	cr_assert_eq(plane.block_stride, 256);
+	cr_assert_eq(plane.block_bytes, 200);
+	cr_assert_eq(plane.n_blocks, 7);
+	cr_assert_eq(kvxfer_import_plane(pair.import_, 1, &plane), -ERANGE);
+	cr_assert_str_eq(kvxfer_import_transport(pair.import_), "copy");
+	cr_assert_eq(kvxfer_import_close(pair.import_), 0);
+	cr_assert_eq(d.n_frames[KVXP__FRAME_TYPE__FRAME_IMPORT_RELEASE], 1);
+	kvxfer_client_close(pair.client);
+	fake_daemon_stop(&d);
+	KVX_TEST_END();
+}
+
+static enum fake_answer refuse_layout(struct fake_daemon *d, uint16_t type)
+{
+	Kvxp__Import *m;
+
+	if (type != KVXP__FRAME_TYPE__FRAME_IMPORT)
+		return FAKE_DEFAULT;
+	m = kvxp__import__unpack(NULL, d->len_bytes, d->body);
+	*(uint64_t *)d->arg = m->check_region;
+	kvxp__import__free_unpacked(m, NULL);
+	fake_reply(d, fake_request_id(d), KVXFER_LAYOUT,
+		   "plane 3: block_bytes 4096 here, 8192 there", 0);
+	return FAKE_DONE;
+}
+
+Test(client_region, import_says_where_layouts_differ)
+{
+	struct kvxfer_import_options options = {.struct_bytes = sizeof(options)};
+	struct kvxfer_client *client, *other;
+	struct kvxfer_region *region;
+	struct kvxfer_import *import_;
+	uint64_t checked = 0;
+	struct fake_daemon d, d2;
+
+	fake_daemon_init(&d);
+	fake_daemon_init(&d2);
+	d.hook = refuse_layout;
+	d.arg = &checked;
+	d.next_id = 41;
+	fake_daemon_start(&d);
+	fake_daemon_start(&d2);
+	client = open_or_fail(&d, 2000);
+	other = open_or_fail(&d2, 2000);
+	cr_assert_eq(kvxfer_region_alloc(client, 4096, NULL, &region), 0);
+	options.compare = region;
+	cr_assert_eq(kvxfer_import_open(client, "d", 1, &options, &import_), -EMEDIUMTYPE);
+	cr_assert_not_null(strstr(kvxfer_client_error(client), "4096 here, 8192 there"));
+	cr_assert_eq(checked, 42);
+	cr_assert_eq(kvxfer_import_open(other, "d", 1, &options, &import_), -EINVAL);
+	cr_assert_eq(kvxfer_import_open(client, "d", 0, NULL, &import_), -EINVAL);
+	cr_assert_eq(kvxfer_import_open(client, "d", 513, NULL, &import_), -EINVAL);
+	cr_assert_eq(kvxfer_import_open(client, NULL, 1, NULL, &import_), -EINVAL);
+	kvxfer_client_close(client);
+	kvxfer_client_close(other);
+	fake_daemon_stop(&d);
+	fake_daemon_stop(&d2);
+	KVX_TEST_END();
+}
+
+/* ---- answers that come too late. The daemon holds one back until the test asks for it with a
+ * query. */
+
+struct late {
+	uint16_t type;
+	_Atomic uint32_t held_request; /* 0: none */
+	_Atomic uint64_t released;
+};
+
+static enum fake_answer answer_late(struct fake_daemon *d, uint16_t type)
+{
+	struct late *late = d->arg;
+	Kvxp__RegionUnregister *m;
+
+	if (type == late->type && late->held_request == 0) {
+		late->held_request = fake_request_id(d);
+		return FAKE_DONE;
+	}
+	if (type == KVXP__FRAME_TYPE__FRAME_QUERY)
+		fake_reply(d, late->held_request, 0, "", 77);
+	if (type == KVXP__FRAME_TYPE__FRAME_REGION_UNREGISTER ||
+	    type == KVXP__FRAME_TYPE__FRAME_IMPORT_RELEASE) {
+		m = kvxp__region_unregister__unpack(NULL, d->len_bytes, d->body);
+		late->released = m->region;
+		kvxp__region_unregister__free_unpacked(m, NULL);
+	}
+	return FAKE_DEFAULT;
+}
+
+static void start_late(struct fake_daemon *d, struct late *late, uint16_t type)
+{
+	fake_daemon_init(d);
+	late->type = type;
+	d->hook = answer_late;
+	d->arg = late;
+	fake_daemon_start(d);
+}
+
+Test(client_region, registration_that_comes_too_late_is_undone)
+{
+	struct late late = {0};
+	struct kvxfer_client *client;
+	struct kvxfer_region *region;
+	struct fake_daemon d;
+	char *json;
+
+	start_late(&d, &late, KVXP__FRAME_TYPE__FRAME_REGION_REGISTER);
+	client = open_or_fail(&d, 100);
+	cr_assert_eq(kvxfer_region_alloc(client, 4096, NULL, &region), -ETIMEDOUT);
+	for (int i = 0; i < 2; i++) { /* the second is answered after the undoing was read */
+		cr_assert_eq(kvxfer_client_query(client, "status", NULL, &json), 0);
+		free(json);
+	}
+	cr_assert_eq(late.released, 77);
+	kvxfer_client_close(client);
+	fake_daemon_stop(&d);
+	KVX_TEST_END();
+}
+
+Test(client_region, import_that_comes_too_late_is_released)
+{
+	struct late late = {0};
+	struct kvxfer_client *client;
+	struct kvxfer_import *import_;
+	struct fake_daemon d;
+	char *json;
+
+	start_late(&d, &late, KVXP__FRAME_TYPE__FRAME_IMPORT);
+	client = open_or_fail(&d, 100);
+	cr_assert_eq(kvxfer_import_open(client, "d", 1, NULL, &import_), -ETIMEDOUT);
+	for (int i = 0; i < 2; i++) {
+		cr_assert_eq(kvxfer_client_query(client, "status", NULL, &json), 0);
+		free(json);
+	}
+	cr_assert_eq(late.released, 77);
+	kvxfer_client_close(client);
+	fake_daemon_stop(&d);
+	KVX_TEST_END();
+}
+
+Test(client_region, unregister_can_be_repeated_and_is_sent_once)
+{
+	struct late late = {0};
+	struct fake_daemon d;
+	struct pair pair;
+	char *json;
+
+	start_late(&d, &late, KVXP__FRAME_TYPE__FRAME_REGION_UNREGISTER);
+	pair = open_pair(&d, 100);
+	cr_assert_eq(kvxfer_region_unregister(pair.region), -ETIMEDOUT);
+	cr_assert_eq(kvxfer_region_unregister(pair.region), -ETIMEDOUT);
+	memset(kvxfer_region_data(pair.region), 1, 4096); /* still mapped */
+	cr_assert_eq(kvxfer_client_query(pair.client, "status", NULL, &json), 0);
+	free(json);
+	cr_assert_eq(kvxfer_region_unregister(pair.region), 0);
+	cr_assert_eq(d.n_frames[KVXP__FRAME_TYPE__FRAME_REGION_UNREGISTER], 1);
+	kvxfer_client_close(pair.client);
+	fake_daemon_stop(&d);
+	KVX_TEST_END();
+}
+
+Test(client_region, hugepages_come_or_are_missed_in_words)
+{
+	struct kvxfer_region_options options = {.struct_bytes = sizeof(options),
+						.flags = KVXFER_REGION_HUGEPAGES};
+	struct kvxfer_client *client;
+	struct kvxfer_region *region;
+	struct fake_daemon d;
+	int err;
+
+	fake_daemon_init(&d);
+	fake_daemon_start(&d);
+	client = open_or_fail(&d, 2000);
+	err = kvxfer_region_alloc(client, 4096, &options, &region);
+	if (err == 0) {
+		cr_assert_eq(kvxfer_region_bytes(region), 2 << 20);
+	} else {
+		cr_assert_eq(err, -ENOMEM, "%d: %s", err, kvxfer_client_error(client));
+		cr_assert_not_null(strstr(kvxfer_client_error(client), "huge pages"));
+	}
+	kvxfer_client_close(client);
+	fake_daemon_stop(&d);
+	KVX_TEST_END();
+}
