@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# Installs what is needed (Debian 12), builds, runs every test, and ends with "N passed, N failed, N skipped".
+#
+#   tools/check.sh            everything: plain, ASan+UBSan, TSan and clang builds, fuzzers, the demo
+#   tools/check.sh --quick    the plain build and its suites only
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+# shellcheck source=tools/deps.sh
+. tools/deps.sh
+
+quick=0
+[ "${1:-}" = "--quick" ] && quick=1
+fuzz_seconds="${KVX_FUZZ_SECONDS:-15}"
+out="${KVX_CHECK_DIR:-build-check}"
+mkdir -p "$out"
+out="$(cd "$out" && pwd)"
+rm -rf "$out/results"
+mkdir -p "$out/results"
+
+say() { printf '\n== %s (%s)\n' "$*" "$(date +%T)"; }
+record() { printf '%s\t%s\t%s\n' "$1" "$2" "${3:-}" >>"$out/results/steps.tsv"; }
+
+# step NAME COMMAND...: one pass or fail of its own in the final count.
+step() {
+    local name=$1
+    shift
+    if "$@" >"$out/results/$name.log" 2>&1; then
+        record "$name" pass
+        echo "ok    $name"
+    else
+        record "$name" fail
+        echo "FAIL  $name: the end of its log follows"
+        tail -n 60 "$out/results/$name.log"
+        return 1
+    fi
+}
+
+# build NAME CC OPTIONS...
+build() {
+    local name=$1 cc=$2
+    shift 2
+    [ -e "$out/$name/build.ninja" ] || CC=$cc meson setup "$out/$name" . "$@" || return 1
+    ninja -C "$out/$name"
+}
+
+# suites NAME SUITES: runs them and files each case for the final count.
+suites() {
+    local name=$1 list=$2 args=() s
+    for s in $list; do args+=(--suite "$s"); done
+    meson test -C "$out/$name" --no-rebuild --num-processes 2 --print-errorlogs "${args[@]}" || true
+    cp "$out/$name/meson-logs/testlog.junit.xml" "$out/results/$name.junit.xml" 2>/dev/null ||
+        record "$name-suites" fail
+    cp "$out/$name/meson-logs/testlog.txt" "$out/results/$name.testlog.txt" 2>/dev/null
+}
+
+say "packages"
+kvx_install_packages "${KVX_BUILD_PACKAGES[@]}" "${KVX_TEST_PACKAGES[@]}" || exit 1
+
+say "plain build, all suites"
+if step build-plain build plain gcc -Dbuildtype=debugoptimized; then
+    suites plain "unit integration style"
+    step demo "$out/plain/tools/kvxfer-bench/kvxfer-bench" demo --quick
+fi
+
+if [ "$quick" = 0 ]; then
+    say "AddressSanitizer and UndefinedBehaviorSanitizer"
+    if step build-asan build asan gcc -Db_sanitize=address,undefined; then
+        suites asan "unit integration"
+    fi
+    say "ThreadSanitizer"
+    if step build-tsan build tsan gcc -Db_sanitize=thread; then
+        TSAN_OPTIONS="suppressions=$PWD/tests/support/tsan.supp ${TSAN_OPTIONS:-}" suites tsan "unit integration"
+    fi
+    say "clang: thread roles, fuzzers ($fuzz_seconds s each)"
+    if step build-fuzz build fuzz clang -Dfuzz=true -Dtests=true -Db_sanitize=address,undefined; then
+        for target in "$out"/fuzz/tests/fuzz/fuzz_*; do
+            [ -x "$target" ] && [ -f "$target" ] || continue
+            name="$(basename "$target")"
+            mkdir -p "$out/corpus/$name"
+            step "$name" "$target" -max_total_time="$fuzz_seconds" -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
+                "$out/corpus/$name" "tests/fuzz/corpus/${name#fuzz_}"
+        done
+    fi
+fi
+
+say "result"
+python3 tests/support/count_results.py "$out/results"

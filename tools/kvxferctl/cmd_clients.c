@@ -1,0 +1,52 @@
+/* kvxferctl clients: connected engines, and what each holds. */
+#include "ctl.h"
+
+#include <json-c/json.h>
+
+static const struct kvx_column columns[] = {
+    {"ID", KVX_RIGHT, false},        {"NAME", KVX_LEFT, true},       {"PID", KVX_RIGHT, false},
+    {"UID", KVX_RIGHT, false},       {"LIBRARY", KVX_LEFT, true},    {"AGE", KVX_RIGHT, false},
+    {"REGIONS", KVX_RIGHT, false},   {"MEMORY", KVX_RIGHT, false},   {"IMPORTS", KVX_RIGHT, false},
+    {"TRANSFERS", KVX_RIGHT, false}, {"OF TOTAL", KVX_RIGHT, false}, {"MOVED", KVX_RIGHT, false},
+    {"UNREAD", KVX_RIGHT, false},
+};
+
+static void client_row(struct kvx_table *table, struct json_object *c)
+{
+	char buf[KVX_UNIT_BYTES];
+
+	kvx_table_cell(table, "%s", kvx_json_str(c, "id"));
+	kvx_table_cell(table, "%s", kvx_ctl_dash(kvx_json_str(c, "name")));
+	kvx_table_cell(table, "%s", kvx_json_str(c, "pid"));
+	kvx_table_cell(table, "%s", kvx_json_str(c, "uid"));
+	kvx_table_cell(table, "%s", kvx_ctl_dash(kvx_json_str(c, "library")));
+	kvx_table_cell(table, "%s",
+		       kvx_unit_age(buf, kvx_ctl_since(kvx_json_u64(c, "connected_ns"))));
+	kvx_table_cell(table, "%s", kvx_unit_count(buf, kvx_json_u64(c, "regions")));
+	kvx_table_cell(table, "%s", kvx_unit_bytes(buf, kvx_json_u64(c, "region_bytes")));
+	kvx_table_cell(table, "%s", kvx_unit_count(buf, kvx_json_u64(c, "imports")));
+	kvx_table_cell(table, "%s", kvx_unit_count(buf, kvx_json_u64(c, "transfers")));
+	kvx_table_cell(table, "%s", kvx_unit_count(buf, kvx_json_u64(c, "transfers_total")));
+	kvx_table_cell(table, "%s", kvx_unit_bytes(buf, kvx_json_u64(c, "bytes_total")));
+	kvx_table_cell(table, "%s", kvx_unit_bytes(buf, kvx_json_u64(c, "events_pending_bytes")));
+}
+
+int kvx_cmd_clients(struct kvx_ctl *ctl)
+{
+	struct json_object *obj, *clients;
+	struct kvx_table *table;
+	int rc = kvx_ctl_query(ctl, "clients", NULL, &obj);
+
+	if (rc != KVX_CTL_OK)
+		return rc;
+	if (!kvx_ctl_pass_json(ctl, obj)) {
+		clients = kvx_json_array(obj, "clients");
+		table = kvx_table_create(columns, sizeof(columns) / sizeof(columns[0]));
+		for (size_t i = 0; i < kvx_json_length(clients); i++)
+			client_row(table, kvx_json_at(clients, i));
+		kvx_table_print(table, stdout);
+		kvx_table_destroy(table);
+	}
+	json_object_put(obj);
+	return KVX_CTL_OK;
+}

@@ -1,0 +1,70 @@
+/* kvxferctl peers: other nodes, whether they are up, and the lane that data takes to each. */
+#include "ctl.h"
+
+#include <json-c/json.h>
+#include <string.h>
+
+static const struct kvx_column columns[] = {
+    {"NODE", KVX_LEFT, true},       {"ADDRESS", KVX_LEFT, false}, {"STATE", KVX_LEFT, false},
+    {"FOR", KVX_RIGHT, false},      {"RTT", KVX_RIGHT, false},    {"LANE", KVX_LEFT, false},
+    {"GEN", KVX_RIGHT, false},      {"MOVED", KVX_RIGHT, false},  {"OPS", KVX_RIGHT, false},
+    {"BATCHES", KVX_RIGHT, false},  {"RESETS", KVX_RIGHT, false}, {"TARGETS", KVX_RIGHT, false},
+    {"INBOUND", KVX_RIGHT, false},  {"LOST", KVX_RIGHT, false},   {"STALE", KVX_RIGHT, false},
+    {"LAST ERROR", KVX_LEFT, true},
+};
+
+static void lane_cells(struct kvx_table *table, struct json_object *lane)
+{
+	char buf[KVX_UNIT_BYTES];
+
+	kvx_table_cell(table, "%s %s", kvx_ctl_dash(kvx_json_str(lane, "transport")),
+		       kvx_json_str(lane, "state"));
+	kvx_table_cell(table, "%s", kvx_ctl_dash(kvx_json_str(lane, "generation")));
+	kvx_table_cell(table, "%s", kvx_unit_bytes(buf, kvx_json_u64(lane, "bytes")));
+	kvx_table_cell(table, "%s", kvx_unit_count(buf, kvx_json_u64(lane, "ops")));
+	kvx_table_cell(table, "%s", kvx_unit_count(buf, kvx_json_u64(lane, "batches")));
+	kvx_table_cell(table, "%s", kvx_unit_count(buf, kvx_json_u64(lane, "resets")));
+}
+
+static void peer_row(struct kvx_table *table, struct json_object *p)
+{
+	char buf[KVX_UNIT_BYTES];
+	const char *state = kvx_json_str(p, "state");
+	bool up = strcmp(state, "up") == 0;
+
+	kvx_table_cell(table, "%s", kvx_ctl_dash(kvx_json_str(p, "node_id")));
+	kvx_table_cell(table, "%s", kvx_json_str(p, "address"));
+	kvx_table_cell(table, "%s", state);
+	kvx_table_color(table, up ? KVX_COLOR_GREEN : KVX_COLOR_YELLOW);
+	kvx_table_cell(table, "%s",
+		       up ? kvx_unit_age(buf, kvx_ctl_since(kvx_json_u64(p, "up_ns"))) : "-");
+	kvx_table_cell(table, "%s",
+		       kvx_json_u64(p, "rtt_ns") ? kvx_unit_ns(buf, kvx_json_u64(p, "rtt_ns"))
+						 : "-");
+	lane_cells(table, kvx_json_get(p, "lane"));
+	kvx_table_cell(table, "%s", kvx_unit_count(buf, kvx_json_u64(p, "targets")));
+	kvx_table_cell(table, "%s", kvx_unit_count(buf, kvx_json_u64(p, "inbound")));
+	kvx_table_cell(table, "%s", kvx_unit_count(buf, kvx_json_u64(p, "lost")));
+	kvx_table_cell(table, "%s", kvx_unit_count(buf, kvx_json_u64(p, "stale_dropped")));
+	kvx_table_cell(table, "%s", kvx_ctl_dash(kvx_json_str(p, "last_error")));
+}
+
+int kvx_cmd_peers(struct kvx_ctl *ctl)
+{
+	struct json_object *obj, *peers;
+	struct kvx_table *table;
+	int rc = kvx_ctl_query(ctl, "peers", NULL, &obj);
+
+	if (rc != KVX_CTL_OK)
+		return rc;
+	if (!kvx_ctl_pass_json(ctl, obj)) {
+		peers = kvx_json_array(obj, "peers");
+		table = kvx_table_create(columns, sizeof(columns) / sizeof(columns[0]));
+		for (size_t i = 0; i < kvx_json_length(peers); i++)
+			peer_row(table, kvx_json_at(peers, i));
+		kvx_table_print(table, stdout);
+		kvx_table_destroy(table);
+	}
+	json_object_put(obj);
+	return KVX_CTL_OK;
+}

@@ -1,0 +1,51 @@
+/* kvxferctl regions: registered memory, its owner, rights and users. */
+#include "ctl.h"
+
+#include <json-c/json.h>
+#include <string.h>
+
+static const struct kvx_column columns[] = {
+    {"ID", KVX_RIGHT, false},        {"OWNER", KVX_RIGHT, false}, {"NAME", KVX_LEFT, true},
+    {"KIND", KVX_LEFT, false},       {"SIZE", KVX_RIGHT, false},  {"PAGES", KVX_RIGHT, false},
+    {"ACCESS", KVX_LEFT, false},     {"STATE", KVX_LEFT, false},  {"PLANES", KVX_RIGHT, false},
+    {"IN USE BY", KVX_RIGHT, false},
+};
+
+static void region_row(struct kvx_table *table, struct json_object *r)
+{
+	char buf[KVX_UNIT_BYTES];
+	const char *state = kvx_json_str(r, "state");
+
+	kvx_table_cell(table, "%s", kvx_json_str(r, "id"));
+	kvx_table_cell(table, "%s", kvx_json_str(r, "owner"));
+	kvx_table_cell(table, "%s", kvx_ctl_dash(kvx_json_str(r, "name")));
+	kvx_table_cell(table, "%s", kvx_json_str(r, "kind"));
+	kvx_table_cell(table, "%s", kvx_unit_bytes(buf, kvx_json_u64(r, "bytes")));
+	kvx_table_cell(table, "%s", kvx_unit_bytes(buf, kvx_json_u64(r, "page_bytes")));
+	kvx_table_cell(table, "%s", kvx_json_str(r, "access"));
+	kvx_table_cell(table, "%s", state);
+	if (strcmp(state, "failed") == 0)
+		kvx_table_color(table, KVX_COLOR_RED);
+	kvx_table_cell(table, "%s", kvx_unit_count(buf, kvx_json_u64(r, "planes")));
+	kvx_table_cell(table, "%s", kvx_unit_count(buf, kvx_json_u64(r, "users")));
+}
+
+int kvx_cmd_regions(struct kvx_ctl *ctl)
+{
+	struct json_object *obj, *regions;
+	struct kvx_table *table;
+	int rc = kvx_ctl_query(ctl, "regions", NULL, &obj);
+
+	if (rc != KVX_CTL_OK)
+		return rc;
+	if (!kvx_ctl_pass_json(ctl, obj)) {
+		regions = kvx_json_array(obj, "regions");
+		table = kvx_table_create(columns, sizeof(columns) / sizeof(columns[0]));
+		for (size_t i = 0; i < kvx_json_length(regions); i++)
+			region_row(table, kvx_json_at(regions, i));
+		kvx_table_print(table, stdout);
+		kvx_table_destroy(table);
+	}
+	json_object_put(obj);
+	return KVX_CTL_OK;
+}
