@@ -191,6 +191,12 @@ void rig_close(struct rig *rig)
 	MUST(rmdir(rig->dir) == 0); /* the socket and its lock are gone */
 }
 
+void rig_end(struct rig *rig)
+{
+	rig_close(rig);
+	uv_library_shutdown();
+}
+
 /* ---- clients */
 
 int rig_client_open(struct rig *rig, struct rig_client *rc)
@@ -379,22 +385,32 @@ uint64_t rig_register(struct rig_client *rc, uint32_t n_blocks, uint32_t access)
 	return id;
 }
 
-uint64_t rig_import(struct rig_client *rc, struct rig_client *owner, uint64_t region)
+void rig_export(struct rig_client *owner, uint64_t region, uint8_t out[KVX_DESC_BYTES])
 {
 	Kvxp__RegionExport exp = KVXP__REGION_EXPORT__INIT;
-	Kvxp__Import imp = KVXP__IMPORT__INIT;
-	Kvxp__Reply *exported, *reply;
-	uint64_t id;
+	Kvxp__Reply *reply;
 
 	exp.request_id = 2;
 	exp.region = region;
 	rig_send(owner, KVXP__FRAME_TYPE__FRAME_REGION_EXPORT, &exp.base, -1);
-	exported = rig_take_reply(owner);
-	MUST(exported != NULL && exported->status == KVX_STATUS_OK);
+	reply = rig_take_reply(owner);
+	MUST(reply != NULL && reply->status == KVX_STATUS_OK);
+	MUST(reply->data.len == KVX_DESC_BYTES);
+	memcpy(out, reply->data.data, KVX_DESC_BYTES);
+	kvxp__reply__free_unpacked(reply, NULL);
+}
+
+uint64_t rig_import(struct rig_client *rc, struct rig_client *owner, uint64_t region)
+{
+	Kvxp__Import imp = KVXP__IMPORT__INIT;
+	uint8_t desc[KVX_DESC_BYTES];
+	Kvxp__Reply *reply;
+	uint64_t id;
+
+	rig_export(owner, region, desc);
 	imp.request_id = 3;
-	imp.descriptor = exported->data;
+	imp.descriptor = (ProtobufCBinaryData){sizeof(desc), desc};
 	rig_send(rc, KVXP__FRAME_TYPE__FRAME_IMPORT, &imp.base, -1);
-	kvxp__reply__free_unpacked(exported, NULL);
 	reply = rig_take_reply(rc);
 	MUST(reply != NULL && reply->status == KVX_STATUS_OK && reply->id != 0);
 	id = reply->id;

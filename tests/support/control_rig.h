@@ -42,6 +42,8 @@ struct rig_client {
 /* config: NULL for the defaults. */
 void rig_open(struct rig *rig, const struct kvx_config *config) KVX_ON_LOOP;
 void rig_close(struct rig *rig) KVX_ON_LOOP; /* clients must be ended or are ended */
+/* The same, and nothing of libuv is used any more in this process: it gives back its own fds. */
+void rig_end(struct rig *rig) KVX_ON_LOOP;
 /* Turns until nothing happens any more. */
 void rig_turn(struct rig *rig) KVX_ON_LOOP;
 
@@ -70,6 +72,8 @@ unsigned rig_count(const struct rig_client *rc, uint16_t type);
 int rig_memfd(size_t len);
 /* Registers a region of one plane "kv" of n_blocks x 4096 bytes and gives its id. */
 uint64_t rig_register(struct rig_client *rc, uint32_t n_blocks, uint32_t access) KVX_ON_LOOP;
+/* The descriptor of a region. */
+void rig_export(struct rig_client *owner, uint64_t region, uint8_t out[KVX_DESC_BYTES]) KVX_ON_LOOP;
 /* Imports owner's region and gives the id of the import. */
 uint64_t rig_import(struct rig_client *rc, struct rig_client *owner, uint64_t region) KVX_ON_LOOP;
 
