@@ -3,6 +3,7 @@
  * change afterwards. Reads the environment ($XDG_RUNTIME_DIR) here and nowhere else. */
 #include "config.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -93,6 +94,31 @@ static int config_check_frame(const struct kvx_config *config, struct kvx_why *w
 	return 0;
 }
 
+/* An address in digits is refused here already, so that a check finds it; what a name stands for,
+ * who listens knows. */
+static int config_check_listen(const struct kvx_config *config, struct kvx_why *why)
+{
+	const char *text = config->peer_listen;
+	char host[KVX_CONFIG_STR];
+	struct in6_addr in6;
+	struct in_addr in;
+	bool loopback = true;
+
+	snprintf(host, sizeof(host), "%s", text[0] == '[' ? text + 1 : text);
+	host[strcspn(host, text[0] == '[' ? "]" : ":")] = '\0';
+	if (inet_pton(AF_INET, host, &in) == 1)
+		loopback = ntohl(in.s_addr) >> 24 == 127;
+	else if (inet_pton(AF_INET6, host, &in6) == 1)
+		loopback = IN6_IS_ADDR_LOOPBACK(&in6);
+	if (loopback || config->insecure_peers || !config->peer_enable)
+		return 0;
+	return kvx_why(why, -EINVAL,
+		       "peer.listen %s is not a loopback address: refused until peer "
+		       "authentication exists; use --insecure-peers or peer.insecure_peers = true "
+		       "on a trusted network",
+		       text);
+}
+
 int kvx_config_finish(struct kvx_config *config, struct kvx_why *why)
 {
 	struct kvx_config c = *config;
@@ -115,6 +141,8 @@ int kvx_config_finish(struct kvx_config *config, struct kvx_why *why)
 		return kvx_why(why, -EINVAL,
 			       "fabric.provider: empty although fabric.enable is true");
 	err = config_check_frame(&c, why);
+	if (err == 0)
+		err = config_check_listen(&c, why);
 	if (err < 0)
 		return err;
 	*config = c;

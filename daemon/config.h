@@ -62,7 +62,7 @@ struct kvx_config {
 	char fabric_provider[64];      /* tcp */
 	uint64_t fabric_message_bytes; /* 256 KiB */
 	uint32_t fabric_queue;         /* 16 */
-	uint64_t fabric_rma_min_bytes; /* chosen by measurement */
+	uint64_t fabric_rma_min_bytes; /* 1 TiB: above message_bytes nothing goes by RMA */
 };
 
 void kvx_config_defaults(struct kvx_config *out_config);

@@ -105,10 +105,12 @@ const struct kvx_config_key kvx_config_keys[] = {
      "libfabric provider; fi_info lists them."},
     {"fabric", "message_bytes", KVX_CONFIG_BYTES, FIXED, FIELD(fabric_message_bytes), "256K",
      4 * KIB, 16 * MIB, "Size of the messages into which small ops are packed."},
-    {"fabric", "queue", KVX_CONFIG_COUNT, FIXED, FIELD(fabric_queue), "16", 2, 1024,
+    {"fabric", "queue", KVX_CONFIG_COUNT, FIXED, FIELD(fabric_queue), "16", 2, 256,
      "Messages in flight to each peer."},
-    {"fabric", "rma_min_bytes", KVX_CONFIG_BYTES, FIXED, FIELD(fabric_rma_min_bytes), "1M", 0,
-     1 * TIB, "Ops of at least this size go by remote memory access, one by one, not packed."},
+    {"fabric", "rma_min_bytes", KVX_CONFIG_BYTES, FIXED, FIELD(fabric_rma_min_bytes), "1T", 0,
+     1 * TIB,
+     "Ops of at least this size, up to message_bytes, go by remote memory access instead of "
+     "messages."},
 };
 const unsigned kvx_config_n_keys = sizeof(kvx_config_keys) / sizeof(kvx_config_keys[0]);
 

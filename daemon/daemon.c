@@ -223,9 +223,11 @@ void kvx_daemon_reload(struct kvx_daemon *daemon, const struct kvx_config *fresh
 	unsigned n;
 
 	KVX_CHECK_MAGIC(daemon, KVX_DAEMON_MAGIC);
+	if (daemon->state == KVX_DAEMON_CLOSING)
+		return;
 	n = kvx_config_reload(&daemon->config, fresh, &why);
 	if (n > 0)
-		kvx_warn("daemon: %u changed keys need a restart: %s", n, why.text);
+		kvx_warn("daemon: %s", why.text);
 	kvx_log_set_level(kvx_log_level_parse(daemon->config.log_level));
 	kvx_daemon_region_limits(&daemon->config, &limits);
 	kvx_regions_set_limits(kvx_node_regions(daemon->node), &limits);

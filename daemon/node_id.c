@@ -86,7 +86,7 @@ static int id_file_open(const char *path)
 		*slash = '\0';
 		mkdir(dir, 0755); /* open says what is wrong */
 	}
-	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600); /* others must not lock it */
 	if (fd < 0)
 		fd = open(path, O_RDONLY | O_CLOEXEC);
 	return fd < 0 ? -errno : fd;

@@ -1,8 +1,14 @@
 /* The way back to a client: replies, events and errors, packed straight into the front's send
  * buffer. Called by handlers and by what node and peers report. Never touches a socket, and never
  * ends a client at once: one that does not read is doomed here and ended by settle. */
+#include <errno.h>
+#include <string.h>
+
 #include "base/log.h"
 #include "control/control_priv.h"
+#include "control/event_pack.h"
+
+#define EVENT_BYTES (KVX_PAYLOAD_MAX + 1024)
 
 static uint64_t events_limit(const struct kvx_client *client)
 {
@@ -63,17 +69,31 @@ void kvx_client_reply_error(struct kvx_client *client, uint32_t request_id, int 
 	if (reply.status != KVX_STATUS_OK && reply.text[0] == '\0')
 		reply.text = (char *)(uintptr_t)kvx_status_text(reply.status);
 	if (reply.status != KVX_STATUS_OK)
-		kvx_debug("client %llx: request %u refused: %s: %s", (unsigned long long)client->id,
+		kvx_debug("client %llu: request %u refused: %s: %s", (unsigned long long)client->id,
 			  request_id, kvx_status_name(reply.status), reply.text);
 	kvx_client_reply(client, &reply);
 }
 
 void kvx_client_event(struct kvx_client *client, const Kvxp__Event *event)
 {
+	uint8_t buf[EVENT_BYTES];
+	uint8_t *body;
+	size_t len;
+
 	if (!client_may_queue(client))
 		return;
 	client->control->stats.events++;
-	client_pack(client, KVXP__FRAME_TYPE__FRAME_EVENT, &event->base);
+	len = kvx_event_pack(event, buf, sizeof(buf));
+	if (len == 0) { /* an endless text: the other way has room for everything */
+		client_pack(client, KVXP__FRAME_TYPE__FRAME_EVENT, &event->base);
+		return;
+	}
+	body = client->front->ops->reserve(client->front, KVXP__FRAME_TYPE__FRAME_EVENT,
+					   (uint32_t)len);
+	if (body == NULL)
+		kvx_client_fail(client, -ENOMEM, "no memory for an event");
+	else
+		memcpy(body, buf, len);
 }
 
 /* The last frame of a client; unlike the others it goes out while the client is ending. */

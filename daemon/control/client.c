@@ -182,10 +182,10 @@ void kvx_client_fail(struct kvx_client *client, int status, const char *fmt, ...
 	vsnprintf(client->end_text, sizeof(client->end_text), fmt, ap);
 	va_end(ap);
 	if (client->control->closing) {
-		kvx_debug("client %" PRIx64 ": %s", client->id, client->end_text);
+		kvx_debug("client %" PRIu64 ": %s", client->id, client->end_text);
 	} else {
 		client->control->stats.kicked++;
-		kvx_warn("client %" PRIx64 " (%s, pid %d): %s: %s, disconnecting", client->id,
+		kvx_warn("client %" PRIu64 " (%s, pid %d): %s: %s, disconnecting", client->id,
 			 client->name, (int)client->pid,
 			 kvx_status_name(kvx_status_from_errno(status)), client->end_text);
 	}
@@ -198,7 +198,7 @@ void kvx_client_lost(struct kvx_client *client, const char *text)
 		return;
 	snprintf(client->end_text, sizeof(client->end_text), "the client is gone: %s", text);
 	kvx_log_at(client->sm.state == KVX_CLIENT_NEW ? KVX_LOG_DEBUG : KVX_LOG_INFO,
-		   "client %" PRIx64 " (%s, pid %d): %s", client->id, client->name,
+		   "client %" PRIu64 " (%s, pid %d): %s", client->id, client->name,
 		   (int)client->pid, client->end_text);
 	client_doom(client, 0, -EPIPE);
 }
@@ -206,7 +206,7 @@ void kvx_client_lost(struct kvx_client *client, const char *text)
 void kvx_handle_goodbye(struct kvx_client *client, struct kvx_msg *msg)
 {
 	snprintf(client->end_text, sizeof(client->end_text), "the client has closed");
-	kvx_info("client %" PRIx64 " (%s, pid %d): goodbye", client->id, client->name,
+	kvx_info("client %" PRIu64 " (%s, pid %d): goodbye", client->id, client->name,
 		 (int)client->pid);
 	client_doom(client, 0, -ECANCELED);
 }
@@ -217,7 +217,8 @@ static KVX_ON_LOOP void client_begin_fence(struct kvx_client *client)
 	kvx_client_abandon_calls(client);
 	kvx_xfers_cancel_client(kvx_node_xfers(client->control->conf.node), client->id,
 				client->xfer_status, client->end_text);
-	kvx_client_close_regions(client, client->xfer_status, client->end_text);
+	/* transfers of others to and from its regions: whatever ended it, for them it is gone */
+	kvx_client_close_regions(client, -EPIPE, client->end_text);
 	kvx_client_release_imports(client);
 }
 
@@ -230,7 +231,7 @@ void kvx_client_settle(struct kvx_client *client)
 	kvx_sm_move(&client->sm, KVX_CLIENT_CLOSED);
 	if (client->end_status != 0)
 		kvx_client_send_error(client, client->end_status, client->end_text);
-	kvx_debug("client %" PRIx64 ": fenced, closing", client->id);
+	kvx_debug("client %" PRIu64 ": fenced, closing", client->id);
 	client->front->ops->close(client->front);
 }
 

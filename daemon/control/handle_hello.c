@@ -77,7 +77,7 @@ void kvx_handle_hello(struct kvx_client *client, struct kvx_msg *msg)
 	kvx_timer_stop(control->conf.timers, &client->hello_timer);
 	kvx_sm_move(&client->sm, KVX_CLIENT_READY);
 	client->front->ops->set_max(client->front, config->frame_bytes);
-	kvx_info("client %" PRIx64 " (%s, pid %d, uid %u): hello, library %s", client->id,
+	kvx_info("client %" PRIu64 " (%s, pid %d, uid %u): hello, library %s", client->id,
 		 client->name, (int)client->pid, (unsigned)client->uid, client->library);
 	client_send_hello_reply(client);
 }

@@ -12,11 +12,11 @@
 #include "control/control_priv.h"
 #include "control/decode.h"
 
-/* A region on its way in or out. */
-struct region_call {
+/* What control keeps of a region, from its registration to its end: closing needs no memory. */
+struct region_record {
 	struct kvx_client *client;
-	uint32_t request_id;
-	bool answer; /* a request waits for it */
+	uint32_t request_id; /* of the request under way */
+	bool answer;         /* a request waits for it */
 	uint64_t bytes;
 };
 
@@ -25,14 +25,14 @@ static struct kvx_node *client_node(const struct kvx_client *client)
 	return client->control->conf.node;
 }
 
-static struct region_call *region_call_create(struct kvx_client *client, uint32_t request_id,
-					      uint64_t bytes)
+static struct region_record *record_create(struct kvx_client *client, uint32_t request_id,
+					   uint64_t bytes)
 {
-	struct region_call *call = malloc(sizeof(*call));
+	struct region_record *record = malloc(sizeof(*record));
 
-	if (call != NULL)
-		*call = (struct region_call){client, request_id, true, bytes};
-	return call;
+	if (record != NULL)
+		*record = (struct region_record){client, request_id, true, bytes};
+	return record;
 }
 
 struct kvx_region *kvx_client_region(const struct kvx_client *client, uint64_t id)
@@ -46,65 +46,67 @@ struct kvx_region *kvx_client_region(const struct kvx_client *client, uint64_t i
 }
 
 /* The region is gone: what it was booked with is free again. */
-static KVX_ON_LOOP void region_call_end(struct region_call *call)
+static KVX_ON_LOOP void record_end(struct region_record *record)
 {
-	struct kvx_client *client = call->client;
+	struct kvx_client *client = record->client;
 
 	client->n_regions--;
-	client->region_bytes -= call->bytes;
-	free(call);
+	client->region_bytes -= record->bytes;
+	free(record);
 	kvx_client_unpend(client);
 }
 
 static void region_on_closed(void *arg, uint64_t region_id)
 {
-	struct region_call *call = arg;
+	struct region_record *record = arg;
 
 	kvx_assert_on_loop();
-	kvx_debug("client %" PRIx64 ": region %" PRIx64 " closed", call->client->id, region_id);
-	if (call->answer)
-		kvx_client_reply_error(call->client, call->request_id, 0, NULL);
-	region_call_end(call);
+	kvx_debug("client %" PRIu64 ": region %" PRIu64 " closed", record->client->id, region_id);
+	if (record->answer)
+		kvx_client_reply_error(record->client, record->request_id, 0, NULL);
+	record_end(record);
 }
 
 /* Takes the region off the client's list and retires it. */
-static KVX_ON_LOOP void region_close(struct region_call *call, struct kvx_region *region,
-				     int status, const char *text)
+static KVX_ON_LOOP void region_close(struct kvx_region *region, int status, const char *text)
 {
+	struct region_record *record = region->record;
+	struct kvx_client *client = record->client;
 	int err;
 
-	DL_DELETE(call->client->regions, region);
-	err = kvx_node_region_close(client_node(call->client), region, status, text,
-				    region_on_closed, call);
+	DL_DELETE(client->regions, region);
+	kvx_client_pend(client);
+	err = kvx_node_region_close(client_node(client), region, status, text, region_on_closed,
+				    record);
 	kvx_assert(err == 0); /* only listed regions come here, and each once */
 }
 
 static void region_on_open(void *arg, struct kvx_region *region, int status, const char *text)
 {
-	struct region_call *call = arg;
-	struct kvx_client *client = call->client;
+	struct region_record *record = arg;
+	struct kvx_client *client = record->client;
 	Kvxp__Reply reply = KVXP__REPLY__INIT;
 
 	kvx_assert_on_loop();
 	if (status < 0) {
 		kvx_region_remove(kvx_node_regions(client_node(client)), region);
-		kvx_client_reply_error(client, call->request_id, status, text);
-		region_call_end(call);
+		kvx_client_reply_error(client, record->request_id, status, text);
+		record_end(record);
 		return;
 	}
 	DL_APPEND(client->regions, region);
-	if (client->sm.state != KVX_CLIENT_READY) { /* it left meanwhile */
-		call->answer = false;
-		region_close(call, region, -EPIPE, client->end_text);
-		return;
+	record->answer = false;
+	if (client->sm.state == KVX_CLIENT_READY) {
+		kvx_debug("client %" PRIu64 ": region %" PRIu64 " (%s): %s, %" PRIu64
+			  " bytes, live",
+			  client->id, region->id, region->name, region->mem.ops->name,
+			  region->mem.len_bytes);
+		reply.request_id = record->request_id;
+		reply.id = region->id;
+		kvx_client_reply(client, &reply);
+	} else { /* it left meanwhile */
+		region_close(region, -EPIPE, client->end_text);
 	}
-	kvx_debug("client %" PRIx64 ": region %" PRIx64 " (%s): %s, %" PRIu64 " bytes, live",
-		  client->id, region->id, region->name, region->mem.ops->name,
-		  region->mem.len_bytes);
-	reply.request_id = call->request_id;
-	reply.id = region->id;
-	kvx_client_reply(client, &reply);
-	free(call);
 	kvx_client_unpend(client);
 }
 
@@ -152,13 +154,21 @@ static KVX_ON_LOOP int region_add(struct kvx_client *client, const Kvxp__RegionR
 					&layout, why);
 	if (err < 0)
 		return err;
-	err = kvx_region_add(kvx_node_regions(client_node(client)), client->id, ops,
-			     kvx_msg_take_fd(msg, 0), req->fd_offset, req->len, client->n_regions,
-			     client->region_bytes, layout, &region, why);
+	const struct kvx_region_request request = {
+	    .owner = client->id,
+	    .ops = ops,
+	    .fd = kvx_msg_take_fd(msg, 0),
+	    .fd_offset = req->fd_offset,
+	    .len_bytes = req->len,
+	    .access = req->access,
+	    .owner_regions = client->n_regions,
+	    .owner_bytes = client->region_bytes,
+	    .layout = layout,
+	};
+	err = kvx_region_add(kvx_node_regions(client_node(client)), &request, &region, why);
 	if (err < 0)
 		return err;
 	memcpy(region->name, name, sizeof(name));
-	region->access = req->access;
 	*out_region = region;
 	return 0;
 }
@@ -167,33 +177,34 @@ void kvx_handle_region_register(struct kvx_client *client, struct kvx_msg *msg)
 {
 	struct kvx_why why = {""};
 	struct kvx_region *region;
-	struct region_call *call;
+	struct region_record *record;
 	Kvxp__RegionRegister *req;
 	int err;
 
 	req = kvx_client_decode(client, &kvxp__region_register__descriptor, msg);
 	if (req == NULL)
 		return;
-	call = region_call_create(client, req->request_id, req->len);
-	if (call == NULL) {
+	record = record_create(client, req->request_id, req->len);
+	if (record == NULL) {
 		kvx_client_reply_error(client, req->request_id, -ENOMEM, NULL);
 		return;
 	}
 	err = region_add(client, req, msg, &region, &why);
 	if (err < 0) {
-		free(call);
+		free(record);
 		kvx_client_reply_error(client, req->request_id, err, why.text);
 		return;
 	}
-	err = kvx_node_region_open(client_node(client), region, region_on_open, call);
+	region->record = record;
+	err = kvx_node_region_open(client_node(client), region, region_on_open, record);
 	if (err < 0) {
 		kvx_region_remove(kvx_node_regions(client_node(client)), region);
-		free(call);
+		free(record);
 		kvx_client_reply_error(client, req->request_id, err, NULL);
 		return;
 	}
 	client->n_regions++;
-	client->region_bytes += call->bytes;
+	client->region_bytes += record->bytes;
 	kvx_client_pend(client);
 }
 
@@ -201,7 +212,7 @@ void kvx_handle_region_unregister(struct kvx_client *client, struct kvx_msg *msg
 {
 	Kvxp__RegionUnregister *req;
 	struct kvx_region *region;
-	struct region_call *call;
+	struct region_record *record;
 
 	req = kvx_client_decode(client, &kvxp__region_unregister__descriptor, msg);
 	if (req == NULL)
@@ -212,13 +223,10 @@ void kvx_handle_region_unregister(struct kvx_client *client, struct kvx_msg *msg
 				       "this client has no such region");
 		return;
 	}
-	call = region_call_create(client, req->request_id, region->mem.len_bytes);
-	if (call == NULL) {
-		kvx_client_reply_error(client, req->request_id, -ENOMEM, NULL);
-		return;
-	}
-	kvx_client_pend(client);
-	region_close(call, region, -EOWNERDEAD, "the region was unregistered");
+	record = region->record;
+	record->request_id = req->request_id;
+	record->answer = true;
+	region_close(region, -EOWNERDEAD, "the region was unregistered");
 }
 
 void kvx_handle_region_export(struct kvx_client *client, struct kvx_msg *msg)
@@ -263,18 +271,12 @@ void kvx_handle_region_export(struct kvx_client *client, struct kvx_msg *msg)
 	kvx_client_reply(client, &reply);
 }
 
-/* Those that are still being mapped are closed by region_on_open(). Without memory for the
- * bookkeeping the daemon could not keep its word that a dead client's memory is let go. */
+/* Those that are still being mapped are closed by region_on_open(). */
 void kvx_client_close_regions(struct kvx_client *client, int status, const char *text)
 {
 	struct kvx_region *region, *tmp;
 
 	DL_FOREACH_SAFE (client->regions, region, tmp) {
-		struct region_call *call = region_call_create(client, 0, region->mem.len_bytes);
-
-		kvx_assert(call != NULL);
-		call->answer = false;
-		kvx_client_pend(client);
-		region_close(call, region, status, text);
+		region_close(region, status, text);
 	}
 }

@@ -57,7 +57,7 @@ static KVX_ON_LOOP void xfer_refuse(struct kvx_client *client, const Kvxp__XferS
 	    .end_ns = now,
 	};
 
-	kvx_debug("client %" PRIx64 ": transfer %" PRIu64 " refused: %s: %s", client->id, req->xfer,
+	kvx_debug("client %" PRIu64 ": transfer %" PRIu64 " refused: %s: %s", client->id, req->xfer,
 		  kvx_status_name(wire), end.text);
 	xfer_event(client, &end);
 }

@@ -233,6 +233,7 @@ static int parent_make(const char *path, struct kvx_why *why)
 int kvx_socket_open(const struct kvx_socket_conf *conf, struct kvx_socket *out_socket,
 		    struct kvx_why *why)
 {
+	char name[sizeof(((struct sockaddr_un *)0)->sun_path) + 8];
 	struct kvx_socket sock = {.fd = -1, .lock_fd = -1};
 	struct sockaddr_un addr;
 	socklen_t len = 0;
@@ -250,8 +251,11 @@ int kvx_socket_open(const struct kvx_socket_conf *conf, struct kvx_socket *out_s
 	if (err == 0)
 		err = socket_bind(conf, &addr, len, &sock, why);
 	if (err < 0) {
-		if (sock.lock_fd >= 0)
-			close(sock.lock_fd);
+		if (sock.lock_fd < 0)
+			return err;
+		lock_path(conf->path, name, sizeof(name));
+		unlink(name); /* while it is still locked */
+		close(sock.lock_fd);
 		return err;
 	}
 	*out_socket = sock;

@@ -69,18 +69,19 @@ static int quota_bytes(uint64_t have, uint64_t more, uint64_t limit, const char 
 }
 
 /* Names are those of the configuration's [limits] section. */
-static int regions_check_quota(const struct kvx_regions *regions, uint64_t len_bytes,
-			       uint32_t owner_regions, uint64_t owner_bytes, struct kvx_why *why)
+static int regions_check_quota(const struct kvx_regions *regions,
+			       const struct kvx_region_request *request, struct kvx_why *why)
 {
 	const struct kvx_region_limits *limits = &regions->limits;
+	uint64_t more = request->len_bytes;
 	int err = quota_count(kvx_idmap_count(regions->ids), limits->max_regions, "regions", why);
 	if (err == 0)
-		err = quota_count(owner_regions, limits->max_regions_per_client,
+		err = quota_count(request->owner_regions, limits->max_regions_per_client,
 				  "regions_per_client", why);
 	if (err == 0)
-		err = quota_bytes(regions->bytes, len_bytes, limits->max_bytes, "bytes", why);
+		err = quota_bytes(regions->bytes, more, limits->max_bytes, "bytes", why);
 	if (err == 0)
-		err = quota_bytes(owner_bytes, len_bytes, limits->max_bytes_per_client,
+		err = quota_bytes(request->owner_bytes, more, limits->max_bytes_per_client,
 				  "bytes_per_client", why);
 	return err;
 }
@@ -105,26 +106,25 @@ static void region_free(struct kvx_region *region)
 	free(region);
 }
 
-int kvx_region_add(struct kvx_regions *regions, uint64_t owner, const struct kvx_mem_ops *ops,
-		   int fd, uint64_t fd_offset, uint64_t len_bytes, uint32_t owner_regions,
-		   uint64_t owner_bytes, struct kvx_layout *layout, struct kvx_region **out_region,
-		   struct kvx_why *why)
+int kvx_region_add(struct kvx_regions *regions, const struct kvx_region_request *request,
+		   struct kvx_region **out_region, struct kvx_why *why)
 {
 	struct kvx_mem mem;
-	kvx_mem_init(&mem, ops, fd, fd_offset, len_bytes);
+	kvx_mem_init(&mem, request->ops, request->fd, request->fd_offset, request->len_bytes);
 	struct kvx_region *region = calloc(1, sizeof(*region));
 	if (region == NULL) {
 		kvx_mem_fini(&mem);
-		kvx_layout_destroy(layout);
+		kvx_layout_destroy(request->layout);
 		return kvx_why(why, -ENOMEM, "no memory for the region's entry");
 	}
 	region->mem = mem;
-	region->layout = layout;
-	region->owner = owner;
+	region->layout = request->layout;
+	region->owner = request->owner;
+	region->access = request->access;
 	region->state = KVX_REGION_MAPPING;
-	int err = regions_check_quota(regions, len_bytes, owner_regions, owner_bytes, why);
+	int err = regions_check_quota(regions, request, why);
 	if (err == 0)
-		err = ops->check(&region->mem, why);
+		err = mem.ops->check(&region->mem, why);
 	if (err == 0)
 		err = token_make(region->token, why);
 	if (err == 0) {
@@ -136,7 +136,7 @@ int kvx_region_add(struct kvx_regions *regions, uint64_t owner, const struct kvx
 		region_free(region);
 		return err;
 	}
-	regions->bytes += len_bytes;
+	regions->bytes += region->mem.len_bytes;
 	*out_region = region;
 	return 0;
 }

@@ -38,6 +38,7 @@ struct kvx_region {
 	unsigned n_users; /* unfinished transfers that use it, on either side of this node */
 	void *retire;     /* owned by xfer/retire */
 	struct kvx_region *prev, *next; /* of the same owner; owned by control/client */
+	void *record;                   /* owned by control/handle_region */
 };
 
 struct kvx_region_limits {
@@ -54,14 +55,24 @@ void kvx_regions_destroy(struct kvx_regions *regions); /* asserts empty */
 void kvx_regions_set_limits(struct kvx_regions *regions,
 			    const struct kvx_region_limits *limits) KVX_ON_LOOP;
 
+/* What a client asks to be registered. */
+struct kvx_region_request {
+	uint64_t owner; /* client id */
+	const struct kvx_mem_ops *ops;
+	int fd;
+	uint64_t fd_offset;
+	uint64_t len_bytes;
+	uint32_t access;
+	uint32_t owner_regions; /* what the owner has already */
+	uint64_t owner_bytes;
+	struct kvx_layout *layout; /* NULL: none */
+};
+
 /* Books a region against the quotas and gives it an id and a token; state MAPPING. Takes fd and
- * layout, also on failure (closing the fd; layout must have been checked).
- * owner_regions/owner_bytes: what the owner has already. -EDQUOT with the limit's name and value in
- * *why, -ENOMEM, or what mem ops->check says. */
-int kvx_region_add(struct kvx_regions *regions, uint64_t owner, const struct kvx_mem_ops *ops,
-		   int fd, uint64_t fd_offset, uint64_t len_bytes, uint32_t owner_regions,
-		   uint64_t owner_bytes, struct kvx_layout *layout, struct kvx_region **out_region,
-		   struct kvx_why *why) KVX_ON_LOOP;
+ * layout, also on failure (closing the fd; layout must have been checked). -EDQUOT with the limit's
+ * name and value in *why, -ENOMEM, or what mem ops->check says. */
+int kvx_region_add(struct kvx_regions *regions, const struct kvx_region_request *request,
+		   struct kvx_region **out_region, struct kvx_why *why) KVX_ON_LOOP;
 /* Forgets a region and frees it. Its memory must be unmapped (ops->unmap ran on the job thread) and
  * unregistered. */
 void kvx_region_remove(struct kvx_regions *regions, struct kvx_region *region) KVX_ON_LOOP;

@@ -188,7 +188,8 @@ void kvx_pack_get_ack(const struct kvx_pack_msg *msg, uint32_t i, struct kvx_pac
 	out_ack->status = le32toh(ack.status);
 }
 
-/* Ops and keys of a WRITE, WRITE_AHEAD or READ. The counts are bounded before they are multiplied. */
+/* Ops and keys of a WRITE, WRITE_AHEAD or READ. The counts are bounded before they are multiplied.
+ */
 static int decode_request(const uint8_t *buf, size_t len, struct kvx_pack_msg *msg)
 {
 	size_t head;

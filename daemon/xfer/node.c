@@ -15,10 +15,12 @@
 
 /* Commands that may be in a worker's rings beside all batches; more are kept here. */
 #define NODE_RING_COMMANDS 1024
+#define NODE_DRAIN_ROUNDS  8
 
 /* Same-node eps report to nobody: a lost one is made anew. */
 static void node_copy_note(void *arg, const struct kvx_tevent *event)
 {
+	kvx_assert_on_loop();
 	struct kvx_node *node = arg;
 	const char *text = event->text != NULL ? event->text : "endpoint lost";
 	if (event->kind == KVX_TEV_EP_DOWN || event->kind == KVX_TEV_DEVICE_LOST)
@@ -40,8 +42,9 @@ static void node_doorbell(void *arg)
 }
 
 /* Appends a domain with its worker. */
-static int dom_open(struct kvx_node *node, const char *name, const struct kvx_transport_ops *ops,
-		    bool threaded, struct kvx_why *why)
+static KVX_ON_LOOP int dom_open(struct kvx_node *node, const char *name,
+				const struct kvx_transport_ops *ops, bool threaded,
+				struct kvx_why *why)
 {
 	struct node_dom *dom = &node->doms[node->n_doms];
 	bool is_peer = strcmp(name, "fabric") == 0;
@@ -68,13 +71,13 @@ static int dom_open(struct kvx_node *node, const char *name, const struct kvx_tr
 	return 0;
 }
 
-static void doms_close(struct kvx_node *node)
+static KVX_ON_LOOP void doms_close(struct kvx_node *node)
 {
 	while (node->n_doms > 0)
 		kvx_worker_close(node->doms[--node->n_doms].worker);
 }
 
-static int doms_open(struct kvx_node *node, struct kvx_why *why)
+static KVX_ON_LOOP int doms_open(struct kvx_node *node, struct kvx_why *why)
 {
 	const struct kvx_node_conf *conf = &node->conf;
 	const struct kvx_transport_ops *copy =
@@ -115,6 +118,7 @@ err_close:
 
 static void node_on_lane_reset(void *arg, struct kvx_lane *lane, const char *cause)
 {
+	kvx_assert_on_loop();
 	struct kvx_node *node = arg;
 	if (lane == &node->copy.lane)
 		node_lane_reset(node, cause);
@@ -130,17 +134,15 @@ static void node_on_remote_open(void *arg, struct kvx_target *target, uint64_t u
 		node->peers.remote_open(node->peers.arg, target, uid, op, tag);
 }
 
-static void node_on_remote_end(void *arg, struct kvx_target *target, uint64_t uid, int status,
-			       const char *text, uint64_t bytes, const char *transport,
-			       const void *payload, uint32_t payload_bytes)
+static void node_on_remote_end(void *arg, struct kvx_target *target, uint64_t uid,
+			       const struct kvx_arrival *end)
 {
 	struct kvx_node *node = arg;
 	if (node->peers.remote_end != NULL)
-		node->peers.remote_end(node->peers.arg, target, uid, status, text, bytes, transport,
-				       payload, payload_bytes);
+		node->peers.remote_end(node->peers.arg, target, uid, end);
 }
 
-static int tables_create(struct kvx_node *node)
+static KVX_ON_LOOP int tables_create(struct kvx_node *node)
 {
 	struct kvx_xfers_conf conf = node->conf.xfers;
 	int rc = kvx_scheds_create(node->conf.n_batches, node->conf.quantum_bytes, &node->scheds);
@@ -172,7 +174,7 @@ err_scheds:
 	return rc;
 }
 
-static void tables_destroy(struct kvx_node *node)
+static KVX_ON_LOOP void tables_destroy(struct kvx_node *node)
 {
 	kvx_jobs_close(node->jobs);
 	kvx_regions_destroy(node->regions);
@@ -193,6 +195,7 @@ int kvx_node_open(const struct kvx_node_conf *conf, struct kvx_node **out_node, 
 	node->conf = *conf;
 	node->inline_dom = -1;
 	node->peer_dom = -1;
+	kvx_role_set_worker(); /* it turns the inline worker, too */
 	rc = tables_create(node);
 	if (rc != 0) {
 		kvx_why(why, rc, "no memory for batches and tables, or no thread");
@@ -254,7 +257,7 @@ void kvx_node_submit(struct kvx_node *node, struct kvx_worker *worker, struct kv
 	node_doorbell(node);
 }
 
-static void node_submit_kept(struct kvx_node *node)
+static KVX_ON_LOOP void node_submit_kept(struct kvx_node *node)
 {
 	while (node->kept != NULL) {
 		struct kvx_cmd *cmd = (struct kvx_cmd *)node->kept;
@@ -265,7 +268,7 @@ static void node_submit_kept(struct kvx_node *node)
 	}
 }
 
-static unsigned node_drain_once(struct kvx_node *node)
+static KVX_ON_LOOP unsigned node_drain_once(struct kvx_node *node)
 {
 	unsigned n = 0;
 	node_submit_kept(node);
@@ -280,19 +283,21 @@ static unsigned node_drain_once(struct kvx_node *node)
 	return n;
 }
 
-/* Completions make new commands for the inline worker, which nobody else would run: again until
- * nothing came. Returns how much came. */
-static unsigned node_drain(struct kvx_node *node)
+/* Completions make new commands for the inline worker, which nobody else would run: so it takes
+ * some rounds, but not so many that busy workers keep the loop here. Returns how much came. */
+static KVX_ON_LOOP unsigned node_drain(struct kvx_node *node)
 {
-	unsigned n, sum = 0;
+	unsigned n, rounds = 0, sum = 0;
 	if (node->draining) /* from a callback: the outer one goes on */
 		return 0;
 	node->draining = true;
 	do {
 		n = node_drain_once(node);
 		sum += n;
-	} while (n > 0);
+	} while (n > 0 && (!node->conf.threaded || ++rounds < NODE_DRAIN_ROUNDS));
 	node->draining = false;
+	if (n > 0)
+		node_doorbell(node);
 	return sum;
 }
 
@@ -301,7 +306,7 @@ void kvx_node_drain(struct kvx_node *node)
 	node_drain(node);
 }
 
-static unsigned node_in_flight(const struct kvx_node *node)
+static KVX_ON_LOOP unsigned node_in_flight(const struct kvx_node *node)
 {
 	unsigned n = 0;
 	for (unsigned i = 0; i < node->n_doms; i++)

@@ -56,9 +56,8 @@ struct kvx_node_peer_hooks {
 	/* As in struct kvx_xfers_conf. */
 	void (*remote_open)(void *arg, struct kvx_target *target, uint64_t xfer_uid, int op,
 			    uint64_t tag);
-	void (*remote_end)(void *arg, struct kvx_target *target, uint64_t xfer_uid, int status,
-			   const char *text, uint64_t bytes, const char *transport,
-			   const void *payload, uint32_t payload_bytes);
+	void (*remote_end)(void *arg, struct kvx_target *target, uint64_t xfer_uid,
+			   const struct kvx_arrival *end);
 };
 void kvx_node_set_peers(struct kvx_node *node, const struct kvx_node_peer_hooks *hooks) KVX_ON_LOOP;
 

@@ -25,6 +25,7 @@ static const struct kvx_sm_conf lane_sm_conf = {"copy lane", lane_states, 7};
 
 static void lane_on_cmd(struct kvx_cmd *cmd)
 {
+	kvx_assert_on_loop();
 	struct node_lane_cmd *c = (struct node_lane_cmd *)cmd;
 	struct node_lane *copy = &c->node->copy;
 	if (cmd->status != 0) {
@@ -42,7 +43,7 @@ static void lane_on_cmd(struct kvx_cmd *cmd)
 }
 
 /* The same command to every outlet. */
-static void lane_command(struct kvx_node *node, enum kvx_work_kind kind)
+static KVX_ON_LOOP void lane_command(struct kvx_node *node, enum kvx_work_kind kind)
 {
 	struct node_lane *copy = &node->copy;
 	copy->status = 0;
@@ -59,7 +60,7 @@ static void lane_command(struct kvx_node *node, enum kvx_work_kind kind)
 	}
 }
 
-static void lane_set_up(struct kvx_node *node)
+static KVX_ON_LOOP void lane_set_up(struct kvx_node *node)
 {
 	struct node_lane *copy = &node->copy;
 	if (copy->status != 0) {
@@ -77,7 +78,7 @@ static void lane_set_up(struct kvx_node *node)
 }
 
 /* Moves on by at most one state; says whether it did. */
-static bool lane_advance(struct kvx_node *node)
+static KVX_ON_LOOP bool lane_advance(struct kvx_node *node)
 {
 	struct node_lane *copy = &node->copy;
 	if (copy->n_pending > 0)

@@ -99,7 +99,7 @@ struct node_region {
 	int status; /* of a failed open; else of the close */
 	struct kvx_why why;
 	unsigned n_pending; /* commands */
-	bool withdrawn;
+	bool cancelled, withdrawn;
 	bool stepping;
 	struct node_target *target; /* the one that is shared; NULL: none */
 	unsigned n_targets;         /* that hold on to it, dying ones too */
@@ -126,23 +126,24 @@ struct kvx_node {
 };
 
 /* node_lane.c */
-int node_lane_open(struct kvx_node *node, struct kvx_why *why); /* workers are open; waits */
-void node_lane_close(struct kvx_node *node);                    /* waits */
-void node_lane_reset(struct kvx_node *node, const char *cause);
-void node_lane_step(struct kvx_node *node);
+int node_lane_open(struct kvx_node *node,
+		   struct kvx_why *why) KVX_ON_LOOP;     /* workers are open; waits */
+void node_lane_close(struct kvx_node *node) KVX_ON_LOOP; /* waits */
+void node_lane_reset(struct kvx_node *node, const char *cause) KVX_ON_LOOP;
+void node_lane_step(struct kvx_node *node) KVX_ON_LOOP;
 /* node.c: turns of everything until done(node), for start-up and shutdown only. */
-void node_wait(struct kvx_node *node, bool (*done)(struct kvx_node *node));
+void node_wait(struct kvx_node *node, bool (*done)(struct kvx_node *node)) KVX_ON_LOOP;
 
 /* retire.c */
-void node_region_step(struct node_region *nr);
+void node_region_step(struct node_region *nr) KVX_ON_LOOP;
 /* node_reg.c */
-void node_region_deregister(struct node_region *nr);
-void node_region_unmap(struct node_region *nr);
+void node_region_deregister(struct node_region *nr) KVX_ON_LOOP;
+void node_region_unmap(struct node_region *nr) KVX_ON_LOOP;
 void node_region_fail_open(struct node_region *nr);
 
 /* node_target.c */
-void node_target_step(struct node_target *nt);
+void node_target_step(struct node_target *nt) KVX_ON_LOOP;
 /* The lane has been reset or is up again; all of them. Returns how many still have keys. */
-unsigned node_targets_step(struct kvx_node *node);
+unsigned node_targets_step(struct kvx_node *node) KVX_ON_LOOP;
 
 #endif

@@ -53,7 +53,7 @@ void node_region_fail_open(struct node_region *nr)
 	free(nr);
 }
 
-static void region_on_registered(struct node_region *nr)
+static KVX_ON_LOOP void region_on_registered(struct node_region *nr)
 {
 	struct kvx_region *region = nr->region;
 	if (nr->status != 0) {
@@ -71,6 +71,7 @@ static void region_on_registered(struct node_region *nr)
 
 static void region_on_mem_reg(struct kvx_cmd *cmd)
 {
+	kvx_assert_on_loop();
 	struct node_region_dom *d = dom_of_cmd(cmd);
 	struct node_region *nr = d->nr;
 	if (cmd->status == 0) {
@@ -98,6 +99,7 @@ static void region_map_run(struct kvx_job *job)
 
 static void region_map_done(struct kvx_job *job)
 {
+	kvx_assert_on_loop();
 	struct node_region *nr = nr_of_job(job);
 	struct kvx_node *node = nr->node;
 	if (nr->status != 0) {
@@ -117,6 +119,7 @@ static void region_map_done(struct kvx_job *job)
 
 static void region_on_mem_dereg(struct kvx_cmd *cmd)
 {
+	kvx_assert_on_loop();
 	struct node_region *nr = dom_of_cmd(cmd)->nr;
 	nr->n_pending--;
 	node_region_step(nr);
@@ -146,6 +149,7 @@ static void region_unmap_run(struct kvx_job *job)
 
 static void region_unmap_done(struct kvx_job *job)
 {
+	kvx_assert_on_loop();
 	struct node_region *nr = nr_of_job(job);
 	struct kvx_node *node = nr->node;
 	if (nr->open_cb != NULL) {

@@ -19,7 +19,7 @@ static struct kvx_layout *layout_copy(const struct kvx_layout *layout)
 	return copy;
 }
 
-static void target_on_keys(struct node_target *nt)
+static KVX_ON_LOOP void target_on_keys(struct node_target *nt)
 {
 	struct kvx_node *node = nt->node;
 	if (nt->status != 0) {
@@ -38,6 +38,7 @@ static void target_on_keys(struct node_target *nt)
 
 static void target_on_unpack(struct kvx_cmd *cmd)
 {
+	kvx_assert_on_loop();
 	struct node_target_cmd *c = (struct node_target_cmd *)cmd;
 	struct node_target *nt = c->nt;
 	if (cmd->status == 0) {
@@ -71,7 +72,7 @@ static void target_command(struct node_target *nt, unsigned i, enum kvx_work_kin
 	nt->n_pending++;
 }
 
-static void target_unpack(struct node_target *nt)
+static KVX_ON_LOOP void target_unpack(struct node_target *nt)
 {
 	struct kvx_node *node = nt->node;
 	nt->have_keys = true;
@@ -92,6 +93,7 @@ static void target_unpack(struct node_target *nt)
 
 static void target_on_free(struct kvx_cmd *cmd)
 {
+	kvx_assert_on_loop();
 	struct node_target *nt = ((struct node_target_cmd *)cmd)->nt;
 	struct kvx_node *node = nt->node;
 	if (--nt->n_pending > 0)
@@ -102,7 +104,7 @@ static void target_on_free(struct kvx_cmd *cmd)
 }
 
 /* Whether there was anything to free. */
-static bool target_free_keys(struct node_target *nt)
+static KVX_ON_LOOP bool target_free_keys(struct node_target *nt)
 {
 	struct kvx_node *node = nt->node;
 	nt->target.lane_generation = 0;
@@ -123,7 +125,7 @@ static bool target_free_keys(struct node_target *nt)
 }
 
 /* Without keys and not wanted: lets go of the region, and is freed once nobody refers to it. */
-static void target_detach(struct node_target *nt)
+static KVX_ON_LOOP void target_detach(struct node_target *nt)
 {
 	struct node_region *nr = nt->nr;
 	nt->nr = NULL;
@@ -177,6 +179,7 @@ unsigned node_targets_step(struct kvx_node *node)
 
 static void target_release(struct kvx_target *target)
 {
+	kvx_assert_on_loop();
 	struct node_target *nt = (struct node_target *)target;
 	nt->dying = true;
 	if (nt->nr != NULL && nt->nr->target == nt)

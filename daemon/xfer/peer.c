@@ -99,6 +99,19 @@ void peer_wake(struct kvx_peer *peer)
 	peer->woken = true;
 }
 
+/* Gives up waiting for lost peers, so that there is room for others soon. */
+static KVX_ON_LOOP void peers_forget_lost(struct kvx_peers *peers)
+{
+	struct kvx_peer *peer;
+
+	for (peer = peers->table; peer != NULL; peer = peer->hh.next) {
+		if (peer->conn != NULL)
+			continue;
+		peer->interest_ns = 0;
+		peer_wake(peer);
+	}
+}
+
 int peer_get(struct kvx_peers *peers, const uint8_t id[KVX_NODE_ID_BYTES], const char *addr,
 	     struct kvx_peer **out_peer, struct kvx_why *why)
 {
@@ -109,8 +122,10 @@ int peer_get(struct kvx_peers *peers, const uint8_t id[KVX_NODE_ID_BYTES], const
 		*out_peer = peer;
 		return 0;
 	}
-	if (HASH_COUNT(peers->table) >= peers->conf.max_peers)
+	if (HASH_COUNT(peers->table) >= peers->conf.max_peers) {
+		peers_forget_lost(peers);
 		return kvx_why(why, -EDQUOT, "limit reached: %u peers", peers->conf.max_peers);
+	}
 	peer = calloc(1, sizeof(*peer));
 	if (peer == NULL)
 		return kvx_why(why, -ENOMEM, "out of memory");
@@ -136,7 +151,7 @@ int peer_get(struct kvx_peers *peers, const uint8_t id[KVX_NODE_ID_BYTES], const
 	return 0;
 }
 
-static void peer_free(struct kvx_peer *peer)
+static KVX_ON_LOOP void peer_free(struct kvx_peer *peer)
 {
 	struct kvx_peers *peers = peer->peers;
 
@@ -155,7 +170,6 @@ void peer_lose(struct kvx_peer *peer, int status, const char *text, bool remote_
 	bool used = remote_count(peer) > 0;
 
 	kvx_info("peer %s: lost: %s", peer->name, text);
-	peer_note_error(peer, "%s", text);
 	conn_close(peer->conn);
 	peer->n_lost++;
 	peer->up_ns = 0;
@@ -163,6 +177,7 @@ void peer_lose(struct kvx_peer *peer, int status, const char *text, bool remote_
 	peer->remote_safe_ns =
 	    remote_fenced ? now : peer->last_beat_ns + peer->lease_ns + peer->lease_ns / 16;
 	lane_down(peer, status, text);
+	peer_note_error(peer, "%s", text);
 	if (peer->lane.lane.sched != NULL)
 		kvx_xfers_cancel_lane(kvx_node_xfers(peer->peers->conf.node), &peer->lane.lane,
 				      status, text);
@@ -179,7 +194,7 @@ void peer_lose(struct kvx_peer *peer, int status, const char *text, bool remote_
 }
 
 /* A dial has failed: who waits for it is told, and it is tried again later while it is worth it. */
-static void peer_dial_failed(struct kvx_peer *peer)
+static KVX_ON_LOOP void peer_dial_failed(struct kvx_peer *peer)
 {
 	struct peer_conn *conn = peer->dial;
 	int status = conn->fail_status;
@@ -206,7 +221,7 @@ static bool peer_wants_dial(const struct kvx_peer *peer)
 	       peer_now(peer->peers) < peer->interest_ns;
 }
 
-static void peer_dial(struct kvx_peer *peer)
+static KVX_ON_LOOP void peer_dial(struct kvx_peer *peer)
 {
 	struct peer_conn *conn;
 	struct kvx_why why;
@@ -223,7 +238,7 @@ static void peer_dial(struct kvx_peer *peer)
 }
 
 /* Closing: stop the lane, say goodbye once nothing lands any more, let go of the connection. */
-static void peer_step_closing(struct kvx_peer *peer)
+static KVX_ON_LOOP void peer_step_closing(struct kvx_peer *peer)
 {
 	if (peer->dial != NULL)
 		conn_close(peer->dial);
@@ -241,8 +256,7 @@ static void peer_step_closing(struct kvx_peer *peer)
 static bool peer_is_unused(const struct kvx_peer *peer)
 {
 	return peer->conn == NULL && peer->dial == NULL && lane_is_idle(peer) &&
-	       remote_is_empty(peer) && inbound_is_empty(peer) &&
-	       !calls_is_wanted(peer) &&
+	       remote_is_empty(peer) && inbound_is_empty(peer) && !calls_is_wanted(peer) &&
 	       (peer->peers->closing || peer_now(peer->peers) >= peer->interest_ns);
 }
 
@@ -263,7 +277,7 @@ static uint64_t peer_next_ns(const struct kvx_peer *peer)
 	return next;
 }
 
-static void peer_run(struct kvx_peer *peer)
+static KVX_ON_LOOP void peer_run(struct kvx_peer *peer)
 {
 	struct peer_conn *conn = peer->conn;
 
@@ -282,7 +296,7 @@ static void peer_run(struct kvx_peer *peer)
 }
 
 /* All that is due; again while that wakes it. Frees the peer when nobody needs it. */
-static void peer_step(struct kvx_peer *peer)
+static KVX_ON_LOOP void peer_step(struct kvx_peer *peer)
 {
 	uint64_t now, next;
 
@@ -310,7 +324,8 @@ static void peer_step(struct kvx_peer *peer)
 
 static void peer_on_timer(struct kvx_timer *timer)
 {
-	struct kvx_peer *peer = (struct kvx_peer *)((char *)timer - offsetof(struct kvx_peer, timer));
+	struct kvx_peer *peer =
+	    (struct kvx_peer *)((char *)timer - offsetof(struct kvx_peer, timer));
 
 	KVX_CHECK_MAGIC(peer, PEER_MAGIC);
 	kvx_assert_on_loop();
@@ -353,8 +368,8 @@ static void peers_on_kick(uv_async_t *kick)
 		HASH_ITER (hh, peers->table, peer, tmp)
 			peer_step(peer);
 	}
-	if (!peers->closing || peers->table != NULL || peers->conns != NULL || peers->dead != NULL ||
-	    peers->calls != NULL || peers->n_handles > 0)
+	if (!peers->closing || peers->table != NULL || peers->conns != NULL ||
+	    peers->dead != NULL || peers->calls != NULL || peers->n_handles > 0)
 		return;
 	if (peers->installed)
 		kvx_node_set_peers(peers->conf.node, NULL);
@@ -379,14 +394,14 @@ static int peers_init_handles(struct kvx_peers *peers)
 
 	if (err < 0)
 		return err;
-	uv_prepare_init(peers->conf.loop, &peers->flush); /* cannot fail */
+	uv_idle_init(peers->conf.loop, &peers->flush); /* cannot fail */
 	peers->kick.data = peers;
 	peers->flush.data = peers;
 	peers->kick_open = true;
 	return 0;
 }
 
-static void peers_install(struct kvx_peers *peers)
+static KVX_ON_LOOP void peers_install(struct kvx_peers *peers)
 {
 	const struct kvx_node_peer_hooks hooks = {
 	    .arg = peers,
@@ -484,7 +499,8 @@ void kvx_peers_note(void *arg, const struct kvx_tevent *event)
 	struct kvx_peer *peer, *tmp;
 
 	if (event->kind == KVX_TEV_DEVICE_LOST) {
-		kvx_error("peers: the transport between nodes is lost: %s; restart the daemon", text);
+		kvx_error("peers: the transport between nodes is lost: %s; restart the daemon",
+			  text);
 		peers->device_lost = true;
 	}
 	HASH_ITER (hh, peers->table, peer, tmp) {

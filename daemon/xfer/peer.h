@@ -27,7 +27,7 @@ struct kvx_peers_conf {
 	const char
 	    *listen; /* "host:port"; port 0: any; "": no listening, no peers reach this node */
 	const char *advertise; /* what descriptors and hellos carry; "": the listen address */
-	bool insecure;         /* allow a non-loopback listen address */
+	bool insecure;         /* listen on and dial other addresses than loopback */
 	const char *version;   /* daemon version, for people */
 	uint32_t heartbeat_ms; /* 1000 */
 	uint32_t lost_ms;      /* 3000: no frame for that long: lost */
@@ -81,9 +81,8 @@ void kvx_peer_call_abandon(struct kvx_peer_call *call) KVX_ON_LOOP;
 /* The node's and the transfers' hooks (see node.h): kvx_peers_open() installs them. */
 void kvx_peers_remote_open(void *peers, struct kvx_target *target, uint64_t xfer_uid, int op,
 			   uint64_t tag) KVX_ON_LOOP;
-void kvx_peers_remote_end(void *peers, struct kvx_target *target, uint64_t xfer_uid, int status,
-			  const char *text, uint64_t bytes, const char *transport,
-			  const void *payload, uint32_t payload_bytes) KVX_ON_LOOP;
+void kvx_peers_remote_end(void *peers, struct kvx_target *target, uint64_t xfer_uid,
+			  const struct kvx_arrival *end) KVX_ON_LOOP;
 void kvx_peers_withdraw(void *peers, struct kvx_region *region, void (*done_cb)(void *done_arg),
 			void *done_arg) KVX_ON_LOOP;
 void kvx_peers_lane_reset(void *peers, struct kvx_lane *lane, const char *cause) KVX_ON_LOOP;

@@ -1,6 +1,6 @@
-/* Calls to peers that end in one reply: messages to the owners of their regions, and pings, to known
- * peers or to any address (a probe: a connection for one ping). Loop thread. Every call ends exactly
- * once: by its reply, its time-out, the loss of the peer, or its owner's abandoning it. */
+/* Calls to peers that end in one reply: messages to the owners of their regions, and pings, to
+ * known peers or to any address (a probe: a connection for one ping). Loop thread. Every call ends
+ * exactly once: by its reply, its time-out, the loss of the peer, or its owner's abandoning it. */
 #include "xfer/peer_priv.h"
 
 #include <errno.h>
@@ -23,7 +23,7 @@ struct kvx_peer_call {
 	UT_hash_handle hh;
 };
 
-static void call_free(struct kvx_peer_call *call)
+static KVX_ON_LOOP void call_free(struct kvx_peer_call *call)
 {
 	struct kvx_peers *peers = call->peers;
 	struct peer_conn *probe = call->probe;
@@ -38,7 +38,7 @@ static void call_free(struct kvx_peer_call *call)
 	peers_kick(peers); /* closing waits for calls, too */
 }
 
-static void call_end(struct kvx_peer_call *call, int status, const char *text)
+static KVX_ON_LOOP void call_end(struct kvx_peer_call *call, int status, const char *text)
 {
 	kvx_peer_reply_cb cb = call->cb;
 	void *arg = call->arg;
@@ -176,7 +176,7 @@ int calls_on_reply(struct kvx_peer *peer, const ProtobufCMessage *message)
 
 /* pings */
 
-static void ping_send(struct peer_conn *conn, struct kvx_peer_call *call)
+static KVX_ON_LOOP void ping_send(struct peer_conn *conn, struct kvx_peer_call *call)
 {
 	Kvxp__PeerPing ping = KVXP__PEER_PING__INIT;
 
@@ -241,8 +241,8 @@ static struct kvx_peer *ping_find_peer(const struct kvx_peers *peers, const char
 	return NULL;
 }
 
-static int ping_start(struct kvx_peer_call *call, struct kvx_peer *peer, const char *who,
-		      struct kvx_why *why)
+static KVX_ON_LOOP int ping_start(struct kvx_peer_call *call, struct kvx_peer *peer,
+				  const char *who, struct kvx_why *why)
 {
 	int err;
 
@@ -278,8 +278,9 @@ int kvx_peers_ping(struct kvx_peers *peers, const char *who, uint64_t timeout_ns
 	if (peers->closing)
 		return kvx_why(why, -ESHUTDOWN, "the daemon is closing");
 	if (peer == NULL && strchr(who, ':') == NULL)
-		return kvx_why(why, -ENOENT, "no peer \"%s\": give 32 hex digits of a node id that "
-					     "`peers` shows, or HOST:PORT",
+		return kvx_why(why, -ENOENT,
+			       "no peer \"%s\": give 32 hex digits of a node id that "
+			       "`peers` shows, or HOST:PORT",
 			       who);
 	if (peer != NULL && peer->conn == NULL && peer->addr[0] == '\0')
 		return kvx_why(why, -EHOSTUNREACH, "the peer is not connected and does not listen");

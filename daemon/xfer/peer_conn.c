@@ -66,7 +66,7 @@ void sock_close(struct peer_sock *sock)
 
 /* making and closing */
 
-static void conn_on_deadline(struct kvx_timer *timer)
+static KVX_ON_LOOP void conn_on_deadline(struct kvx_timer *timer)
 {
 	struct peer_conn *conn =
 	    (struct peer_conn *)((char *)timer - offsetof(struct peer_conn, timer));
@@ -235,7 +235,7 @@ void conn_set_up(struct peer_conn *conn)
 
 static void conn_on_poll(uv_poll_t *poll, int status, int events);
 
-static int conn_poll(struct peer_conn *conn, int events)
+static KVX_ON_LOOP int conn_poll(struct peer_conn *conn, int events)
 {
 	int err;
 
@@ -265,23 +265,24 @@ void conn_flush(struct peer_conn *conn)
 		conn_poll(conn, UV_READABLE);
 }
 
-static void conns_on_prepare(uv_prepare_t *prepare)
+static void conns_on_idle(uv_idle_t *idle)
 {
-	struct kvx_peers *peers = prepare->data;
+	struct kvx_peers *peers = idle->data;
 	struct peer_conn *conn, *tmp;
 
 	kvx_assert_on_loop();
-	uv_prepare_stop(prepare);
+	uv_idle_stop(idle);
 	DL_FOREACH_SAFE (peers->conns, conn, tmp)
 		if (conn->dirty)
 			conn_flush(conn);
 }
 
-/* Frames of one turn of the loop leave with one call. */
+/* Frames of one turn of the loop leave with one call. An idle handle, because the loop does not
+ * sleep while one is active: what is sent from a prepare callback leaves at once, too. */
 void conn_dirty(struct peer_conn *conn)
 {
 	conn->dirty = true;
-	uv_prepare_start(&conn->peers->flush, conns_on_prepare);
+	uv_idle_start(&conn->peers->flush, conns_on_idle);
 }
 
 /* Handles the frames that the reader holds. */
@@ -306,7 +307,7 @@ void conn_receive(struct peer_conn *conn)
 		conn_fail(conn, n, "%s: bad frame: %s", conn->addr, strerror(-n));
 }
 
-static void conn_on_readable(struct peer_conn *conn)
+static KVX_ON_LOOP void conn_on_readable(struct peer_conn *conn)
 {
 	/* Bounded: one peer that never stops sending must not keep the loop. */
 	for (unsigned i = 0; i < 16 && conn->fail_status == 0 && conn->sock != NULL; i++) {
@@ -327,7 +328,7 @@ static void conn_on_readable(struct peer_conn *conn)
 
 static void conn_try_next(struct peer_conn *conn);
 
-static void conn_on_connected(struct peer_conn *conn)
+static KVX_ON_LOOP void conn_on_connected(struct peer_conn *conn)
 {
 	int err = 0;
 	socklen_t len = sizeof(err);
@@ -385,7 +386,7 @@ static void conn_on_poll(uv_poll_t *poll, int status, int events)
 }
 
 /* Starts connecting to one address. 0, or -errno: try the next. */
-static int conn_connect(struct peer_conn *conn, const struct addrinfo *ai)
+static KVX_ON_LOOP int conn_connect(struct peer_conn *conn, const struct addrinfo *ai)
 {
 	int fd = socket(ai->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 	const int one = 1;
@@ -407,7 +408,7 @@ static int conn_connect(struct peer_conn *conn, const struct addrinfo *ai)
 	return 0;
 }
 
-static void conn_try_next(struct peer_conn *conn)
+static KVX_ON_LOOP void conn_try_next(struct peer_conn *conn)
 {
 	int err = -EHOSTUNREACH;
 
@@ -479,7 +480,7 @@ static int conn_start_lookup(struct peer_conn *conn, const char *host, const cha
 }
 
 /* A numeric address is tried at once, a name is looked up by libuv's pool. */
-static int conn_start(struct peer_conn *conn, const char *host, const char *port)
+static KVX_ON_LOOP int conn_start(struct peer_conn *conn, const char *host, const char *port)
 {
 	const struct addrinfo hints = {.ai_socktype = SOCK_STREAM,
 				       .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV};

@@ -92,7 +92,7 @@ int peer_send(struct kvx_peer *peer, uint16_t type, const void *message)
 	return frame_send(peer->conn, type, message);
 }
 
-static int bye_on_frame(struct kvx_peer *peer, const ProtobufCMessage *message)
+static KVX_ON_LOOP int bye_on_frame(struct kvx_peer *peer, const ProtobufCMessage *message)
 {
 	const Kvxp__PeerBye *bye = (const Kvxp__PeerBye *)message;
 	char text[KVX_WHY_BYTES];
@@ -103,7 +103,7 @@ static int bye_on_frame(struct kvx_peer *peer, const ProtobufCMessage *message)
 	return 0;
 }
 
-static void bye_before_hello(struct peer_conn *conn, const Kvxp__PeerBye *bye)
+static KVX_ON_LOOP void bye_before_hello(struct peer_conn *conn, const Kvxp__PeerBye *bye)
 {
 	int err = kvx_status_to_errno(bye->status);
 	char text[KVX_WHY_BYTES];
@@ -112,7 +112,8 @@ static void bye_before_hello(struct peer_conn *conn, const Kvxp__PeerBye *bye)
 	conn_fail(conn, err < 0 ? err : -EHOSTUNREACH, "%s refused: %s", conn->addr, text);
 }
 
-static void frame_handle(struct peer_conn *conn, uint16_t type, const ProtobufCMessage *message)
+static KVX_ON_LOOP void frame_handle(struct peer_conn *conn, uint16_t type,
+				     const ProtobufCMessage *message)
 {
 	const struct frame_kind *kind = &frame_kinds[type];
 	struct kvx_peer *peer = conn->peer;

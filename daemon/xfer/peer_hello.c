@@ -68,7 +68,8 @@ static bool hello_has_transport(const struct kvx_peers *peers, const Kvxp__PeerH
 }
 
 /* The connection becomes the peer's. */
-static void hello_adopt(struct peer_conn *conn, struct kvx_peer *peer, const Kvxp__PeerHello *hello)
+static KVX_ON_LOOP void hello_adopt(struct peer_conn *conn, struct kvx_peer *peer,
+				    const Kvxp__PeerHello *hello)
 {
 	const struct kvx_peers *peers = conn->peers;
 	bool new_epoch = peer->epoch != hello->epoch;
@@ -108,7 +109,7 @@ static void hello_adopt(struct peer_conn *conn, struct kvx_peer *peer, const Kvx
 	peer_wake(peer);
 }
 
-static void hello_on_answer(struct peer_conn *conn, const Kvxp__PeerHello *hello)
+static KVX_ON_LOOP void hello_on_answer(struct peer_conn *conn, const Kvxp__PeerHello *hello)
 {
 	struct kvx_peer *peer = conn->peer;
 
@@ -127,7 +128,7 @@ static void hello_on_answer(struct peer_conn *conn, const Kvxp__PeerHello *hello
 
 /* Which connection stays: the newest after a restart of the other node; else the one that the
  * lower node id dialed. Returns whether the accepted one does; the other one is gone then. */
-static bool hello_wins(struct kvx_peer *peer, const Kvxp__PeerHello *hello)
+static KVX_ON_LOOP bool hello_wins(struct kvx_peer *peer, const Kvxp__PeerHello *hello)
 {
 	if (peer->conn != NULL) {
 		if (hello->epoch == peer->epoch && peer->conn->dialed && peer_is_lower(peer))
@@ -145,7 +146,7 @@ static bool hello_wins(struct kvx_peer *peer, const Kvxp__PeerHello *hello)
 	return true;
 }
 
-static void hello_on_request(struct peer_conn *conn, const Kvxp__PeerHello *hello)
+static KVX_ON_LOOP void hello_on_request(struct peer_conn *conn, const Kvxp__PeerHello *hello)
 {
 	struct kvx_why why;
 	struct kvx_peer *peer;
@@ -186,7 +187,7 @@ void hello_on_frame(struct peer_conn *conn, const Kvxp__PeerHello *hello)
 		hello_on_request(conn, hello);
 }
 
-static void beat_send(struct kvx_peer *peer, uint64_t seq)
+static KVX_ON_LOOP void beat_send(struct kvx_peer *peer, uint64_t seq)
 {
 	Kvxp__PeerHeartbeat beat = KVXP__PEER_HEARTBEAT__INIT;
 

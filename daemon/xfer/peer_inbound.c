@@ -123,9 +123,9 @@ static void export_drop(struct kvx_peer *peer, struct peer_export *export)
 
 /* resolving */
 
-static int resolve_check(struct kvx_peer *peer, const Kvxp__PeerResolve *msg,
-			 struct kvx_region **out_region, const void **out_mkey, size_t *out_len,
-			 struct kvx_why *why)
+static KVX_ON_LOOP int resolve_check(struct kvx_peer *peer, const Kvxp__PeerResolve *msg,
+				     struct kvx_region **out_region, const void **out_mkey,
+				     size_t *out_len, struct kvx_why *why)
 {
 	const struct kvx_peers *peers = peer->peers;
 	struct kvx_region *region;
@@ -136,8 +136,9 @@ static int resolve_check(struct kvx_peer *peer, const Kvxp__PeerResolve *msg,
 		return kvx_why(why, -EHOSTDOWN, "the lane is down");
 	region = kvx_region_find(kvx_node_regions(peers->conf.node), msg->region);
 	if (region == NULL)
-		return kvx_why(why, -ENOENT, "no such region: it was unregistered, or its engine "
-					     "has ended");
+		return kvx_why(why, -ENOENT,
+			       "no such region: it was unregistered, or its engine "
+			       "has ended");
 	if (!kvx_region_token_equal(region, msg->token.data))
 		return kvx_why(why, -EACCES, "wrong token: the descriptor was altered");
 	if (region->access == 0)
@@ -268,7 +269,7 @@ void kvx_peers_withdraw(void *arg, struct kvx_region *region, void (*done_cb)(vo
 }
 
 /* No answer in time: the lane is fenced, and that will do as well. */
-static void export_check_deadline(struct kvx_peer *peer, struct peer_export *export)
+static KVX_ON_LOOP void export_check_deadline(struct kvx_peer *peer, struct peer_export *export)
 {
 	if (export->deadline_ns == 0 || peer_now(peer->peers) < export->deadline_ns)
 		return;
@@ -314,8 +315,8 @@ int inbound_on_open(struct kvx_peer *peer, const ProtobufCMessage *message)
 }
 
 /* Tells the region's owner, if the region is still there. */
-static void inbound_tell(struct kvx_peer *peer, const struct peer_inbound *in,
-			 struct kvx_arrival *arrival)
+static KVX_ON_LOOP void inbound_tell(struct kvx_peer *peer, const struct peer_inbound *in,
+				     struct kvx_arrival *arrival)
 {
 	const struct kvx_peers *peers = peer->peers;
 	const struct kvx_region *region =
@@ -372,7 +373,7 @@ void inbound_on_lost(struct kvx_peer *peer)
 }
 
 /* Nothing of the lost peer lands any more: its transfers have failed, its exports are void. */
-static void inbound_finish_lost(struct kvx_peer *peer)
+static KVX_ON_LOOP void inbound_finish_lost(struct kvx_peer *peer)
 {
 	struct kvx_arrival arrival = {.status = -EHOSTDOWN, .text = peer->last_error};
 	struct peer_export *export, *tmp_export;
@@ -427,7 +428,8 @@ bool inbound_is_empty(const struct kvx_peer *peer)
 
 /* messages to owners */
 
-static int message_deliver(struct kvx_peer *peer, const Kvxp__PeerMessage *msg, struct kvx_why *why)
+static KVX_ON_LOOP int message_deliver(struct kvx_peer *peer, const Kvxp__PeerMessage *msg,
+				       struct kvx_why *why)
 {
 	const struct kvx_peers *peers = peer->peers;
 	struct kvx_region *region =
@@ -435,8 +437,9 @@ static int message_deliver(struct kvx_peer *peer, const Kvxp__PeerMessage *msg, 
 	int err;
 
 	if (region == NULL)
-		return kvx_why(why, -ENOENT, "no such region: it was unregistered, or its engine "
-					     "has ended");
+		return kvx_why(why, -ENOENT,
+			       "no such region: it was unregistered, or its engine "
+			       "has ended");
 	if (!kvx_region_token_equal(region, msg->token.data))
 		return kvx_why(why, -EACCES, "wrong token");
 	err = peers->conf.on_message(peers->conf.arg, region, msg->data.data,

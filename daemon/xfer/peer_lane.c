@@ -64,7 +64,7 @@ const char *lane_state_name(const struct kvx_peer *peer)
 
 /* leases */
 
-static void lease_on_done(struct kvx_cmd *cmd)
+static KVX_ON_LOOP void lease_on_done(struct kvx_cmd *cmd)
 {
 	struct kvx_peer *peer = peer_of_cmd(cmd, offsetof(struct kvx_peer, lane.cmd_lease));
 	struct peer_lane *lane = &peer->lane;
@@ -108,7 +108,7 @@ void lane_extend(struct kvx_peer *peer)
 
 /* set-up */
 
-static void lane_send(struct kvx_peer *peer, const void *addr, size_t len, bool answer)
+static KVX_ON_LOOP void lane_send(struct kvx_peer *peer, const void *addr, size_t len, bool answer)
 {
 	Kvxp__PeerLane msg = KVXP__PEER_LANE__INIT;
 
@@ -121,7 +121,7 @@ static void lane_send(struct kvx_peer *peer, const void *addr, size_t len, bool 
 	peer_send(peer, KVXP__PEER_FRAME_TYPE__PEER_LANE, &msg);
 }
 
-static void lane_set_up(struct kvx_peer *peer)
+static KVX_ON_LOOP void lane_set_up(struct kvx_peer *peer)
 {
 	struct peer_lane *lane = &peer->lane;
 	struct kvx_outlet *outlet = &lane->lane.outlets[0];
@@ -138,7 +138,7 @@ static void lane_set_up(struct kvx_peer *peer)
 	kvx_sched_pump(lane->lane.sched);
 }
 
-static void lane_check_up(struct kvx_peer *peer)
+static KVX_ON_LOOP void lane_check_up(struct kvx_peer *peer)
 {
 	struct peer_lane *lane = &peer->lane;
 
@@ -148,7 +148,7 @@ static void lane_check_up(struct kvx_peer *peer)
 	peer_wake(peer);
 }
 
-static void connect_on_done(struct kvx_cmd *cmd)
+static KVX_ON_LOOP void connect_on_done(struct kvx_cmd *cmd)
 {
 	struct kvx_peer *peer = peer_of_cmd(cmd, offsetof(struct kvx_peer, lane.cmd_setup));
 	struct peer_lane *lane = &peer->lane;
@@ -172,7 +172,8 @@ static void connect_on_done(struct kvx_cmd *cmd)
 	lane_check_up(peer);
 }
 
-static void lane_submit_setup(struct kvx_peer *peer, enum kvx_work_kind kind, kvx_cmd_done_cb done)
+static KVX_ON_LOOP void lane_submit_setup(struct kvx_peer *peer, enum kvx_work_kind kind,
+					  kvx_cmd_done_cb done)
 {
 	struct peer_lane *lane = &peer->lane;
 
@@ -189,7 +190,7 @@ static void lane_submit_setup(struct kvx_peer *peer, enum kvx_work_kind kind, kv
 	kvx_node_submit(peer->peers->conf.node, peer->peers->worker, &lane->cmd_setup);
 }
 
-static void listen_failed(struct kvx_peer *peer, const struct kvx_cmd *cmd)
+static KVX_ON_LOOP void listen_failed(struct kvx_peer *peer, const struct kvx_cmd *cmd)
 {
 	struct peer_lane *lane = &peer->lane;
 
@@ -205,7 +206,7 @@ static void listen_failed(struct kvx_peer *peer, const struct kvx_cmd *cmd)
 	lane_tell_down(peer);
 }
 
-static void listen_on_done(struct kvx_cmd *cmd)
+static KVX_ON_LOOP void listen_on_done(struct kvx_cmd *cmd)
 {
 	struct kvx_peer *peer = peer_of_cmd(cmd, offsetof(struct kvx_peer, lane.cmd_setup));
 	struct peer_lane *lane = &peer->lane;
@@ -237,7 +238,7 @@ static void listen_on_done(struct kvx_cmd *cmd)
 }
 
 /* A new generation; the higher node id waits for an offer. */
-static void lane_begin(struct kvx_peer *peer)
+static KVX_ON_LOOP void lane_begin(struct kvx_peer *peer)
 {
 	struct peer_lane *lane = &peer->lane;
 
@@ -284,7 +285,7 @@ static bool generation_is_old(struct kvx_peer *peer, uint64_t generation)
 	return true;
 }
 
-static int lane_on_offer(struct kvx_peer *peer, const Kvxp__PeerLane *msg)
+static KVX_ON_LOOP int lane_on_offer(struct kvx_peer *peer, const Kvxp__PeerLane *msg)
 {
 	struct peer_lane *lane = &peer->lane;
 

@@ -28,7 +28,7 @@ void lane_down(struct kvx_peer *peer, int status, const char *text)
 	if (lane->phase == LANE_IDLE || lane->phase >= LANE_STOPPING || lane->down_wanted)
 		return;
 	peer_note_error(peer, "lane: %s", text);
-	if (lane->phase == LANE_UP)
+	if (lane->phase == LANE_UP && peer->conn != NULL && !peer->peers->closing)
 		kvx_warn("peer %s: lane generation %llu down: %s", peer->name,
 			 (unsigned long long)lane->wire_generation, text);
 	lane->down_status = status;
@@ -64,7 +64,8 @@ void lane_tell_down(struct kvx_peer *peer)
 	peer_send(peer, KVXP__PEER_FRAME_TYPE__PEER_LANE_DOWN, &msg);
 }
 
-static void down_submit(struct kvx_peer *peer, enum kvx_work_kind kind, kvx_cmd_done_cb done)
+static KVX_ON_LOOP void down_submit(struct kvx_peer *peer, enum kvx_work_kind kind,
+				    kvx_cmd_done_cb done)
 {
 	struct peer_lane *lane = &peer->lane;
 
@@ -72,7 +73,7 @@ static void down_submit(struct kvx_peer *peer, enum kvx_work_kind kind, kvx_cmd_
 	kvx_node_submit(peer->peers->conf.node, peer->peers->worker, &lane->cmd_down);
 }
 
-static void close_on_done(struct kvx_cmd *cmd)
+static KVX_ON_LOOP void close_on_done(struct kvx_cmd *cmd)
 {
 	struct kvx_peer *peer = peer_of_down(cmd);
 	struct peer_lane *lane = &peer->lane;
@@ -84,7 +85,7 @@ static void close_on_done(struct kvx_cmd *cmd)
 	peer_wake(peer);
 }
 
-static void fence_on_done(struct kvx_cmd *cmd)
+static KVX_ON_LOOP void fence_on_done(struct kvx_cmd *cmd)
 {
 	struct kvx_peer *peer = peer_of_down(cmd);
 
@@ -93,7 +94,7 @@ static void fence_on_done(struct kvx_cmd *cmd)
 }
 
 /* Inbound is stopped: what waited for that goes on. */
-static void down_stopped(struct kvx_peer *peer)
+static KVX_ON_LOOP void down_stopped(struct kvx_peer *peer)
 {
 	struct peer_lane *lane = &peer->lane;
 
@@ -103,7 +104,7 @@ static void down_stopped(struct kvx_peer *peer)
 }
 
 /* Can anything that we have sent still land at the other side? */
-static bool down_is_safe(struct kvx_peer *peer)
+static KVX_ON_LOOP bool down_is_safe(struct kvx_peer *peer)
 {
 	const struct peer_lane *lane = &peer->lane;
 	uint64_t now = peer_now(peer->peers);
@@ -117,7 +118,7 @@ static bool down_is_safe(struct kvx_peer *peer)
 	return false;
 }
 
-static void step_stopping(struct kvx_peer *peer)
+static KVX_ON_LOOP void step_stopping(struct kvx_peer *peer)
 {
 	struct peer_lane *lane = &peer->lane;
 	bool again = peer->conn != NULL && !peer->peers->closing;

@@ -34,7 +34,7 @@ static void listen_pause(struct kvx_peers *peers, int err)
 		uv_poll_stop(&peers->listener->poll);
 }
 
-static void listen_take(struct kvx_peers *peers, int fd, const struct sockaddr *from)
+static KVX_ON_LOOP void listen_take(struct kvx_peers *peers, int fd, const struct sockaddr *from)
 {
 	char text[KVX_PEER_ADDR_BYTES];
 	struct peer_conn *conn;
@@ -75,7 +75,7 @@ static void listen_on_poll(uv_poll_t *poll, int status, int events)
 	}
 }
 
-static int listen_bind(struct kvx_peers *peers, const struct addrinfo *ai)
+static KVX_ON_LOOP int listen_bind(struct kvx_peers *peers, const struct addrinfo *ai)
 {
 	int fd = socket(ai->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 	const int one = 1;
@@ -132,7 +132,8 @@ static int listen_advertise(struct kvx_peers *peers, struct kvx_why *why)
 	return 0;
 }
 
-static int listen_try(struct kvx_peers *peers, const struct addrinfo *res, struct kvx_why *why)
+static KVX_ON_LOOP int listen_try(struct kvx_peers *peers, const struct addrinfo *res,
+				  struct kvx_why *why)
 {
 	int err = -EADDRNOTAVAIL;
 

@@ -82,7 +82,7 @@ struct peer_conn {
 	bool dialed;
 	bool probe;
 	bool said_fenced; /* the other side closed on purpose, having stopped its lanes */
-	bool dirty;    /* frames wait for the end of this loop turn */
+	bool dirty;       /* frames wait for the end of this loop turn */
 	int fail_status;
 	char fail_text[KVX_WHY_BYTES];
 	char try_text[KVX_WHY_BYTES];   /* why the newest address did not answer */
@@ -244,7 +244,7 @@ struct kvx_peers {
 	ProtobufCAllocator allocator;
 	size_t unpack_left;
 	uv_async_t kick;
-	uv_prepare_t flush;
+	uv_idle_t flush; /* runs while frames wait */
 	bool kick_open, installed, closing;
 	bool steps_owed; /* a peer's timer could not be started */
 	uint64_t random;
@@ -354,7 +354,7 @@ void remote_fail_waiting(struct kvx_peer *peer, int status, const char *text) KV
 void remote_check_epoch(struct kvx_peer *peer) KVX_ON_LOOP;
 bool remote_is_wanted(const struct kvx_peer *peer); /* a resolve waits */
 unsigned remote_count(const struct kvx_peer *peer);
-bool remote_is_empty(const struct kvx_peer *peer); /* lost ones included */
+bool remote_is_empty(const struct kvx_peer *peer);         /* lost ones included */
 void remote_stale_keys(struct kvx_peer *peer) KVX_ON_LOOP; /* the lane is down: resolve anew */
 void remote_free_keys(struct kvx_peer *peer) KVX_ON_LOOP;  /* before the ep is closed */
 int remote_on_withdraw(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;

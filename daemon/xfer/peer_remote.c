@@ -49,7 +49,7 @@ void target_move(struct peer_target *t, enum target_state state)
 }
 
 /* Transfers have ended: perhaps a fence is complete. */
-static void remote_on_xfers_ended(struct kvx_xfers_watch *watch)
+static KVX_ON_LOOP void remote_on_xfers_ended(struct kvx_xfers_watch *watch)
 {
 	struct kvx_peers *peers =
 	    (struct kvx_peers *)((char *)watch - offsetof(struct kvx_peers, watch));
@@ -60,7 +60,7 @@ static void remote_on_xfers_ended(struct kvx_xfers_watch *watch)
 			peer_wake(peer);
 }
 
-static void target_set_fencing(struct peer_target *t, bool fencing)
+static KVX_ON_LOOP void target_set_fencing(struct peer_target *t, bool fencing)
 {
 	struct kvx_peers *peers = t->peer->peers;
 	struct kvx_xfers *xfers = kvx_node_xfers(peers->conf.node);
@@ -82,7 +82,7 @@ static void target_set_fencing(struct peer_target *t, bool fencing)
 }
 
 /* The last user is gone: it stays warm for a while. */
-static void target_on_release(struct kvx_target *target)
+static KVX_ON_LOOP void target_on_release(struct kvx_target *target)
 {
 	struct peer_target *t = (struct peer_target *)target;
 
@@ -180,13 +180,13 @@ struct peer_target *target_of_cmd(struct kvx_cmd *cmd)
 	return t;
 }
 
-static void free_on_done(struct kvx_cmd *cmd)
+static KVX_ON_LOOP void free_on_done(struct kvx_cmd *cmd)
 {
 	target_of_cmd(cmd);
 }
 
 /* No batch of ours uses the key any more. */
-static void target_free_key(struct peer_target *t)
+static KVX_ON_LOOP void target_free_key(struct peer_target *t)
 {
 	struct kvx_rkey **rkey = &t->target.rkey[t->peer->peers->dom];
 
@@ -224,7 +224,7 @@ void remote_stale_keys(struct kvx_peer *peer)
 
 /* withdrawal by the owner */
 
-static void withdrawn_send(struct kvx_peer *peer, uint64_t region)
+static KVX_ON_LOOP void withdrawn_send(struct kvx_peer *peer, uint64_t region)
 {
 	Kvxp__PeerWithdrawn msg = KVXP__PEER_WITHDRAWN__INIT;
 
@@ -256,7 +256,7 @@ int remote_on_withdraw(struct kvx_peer *peer, const ProtobufCMessage *message)
 
 /* A lost target: its transfers are cancelled and fenced, its key is given back, the owner is told;
  * then only its users' references are left. */
-static void target_step_leaving(struct peer_target *t)
+static KVX_ON_LOOP void target_step_leaving(struct peer_target *t)
 {
 	struct kvx_peer *peer = t->peer;
 	struct kvx_xfers *xfers = kvx_node_xfers(peer->peers->conf.node);
@@ -288,7 +288,7 @@ static void target_step_leaving(struct peer_target *t)
 
 /* steps */
 
-static void target_retire(struct peer_target *t)
+static KVX_ON_LOOP void target_retire(struct peer_target *t)
 {
 	Kvxp__PeerRelease msg = KVXP__PEER_RELEASE__INIT;
 
@@ -298,7 +298,7 @@ static void target_retire(struct peer_target *t)
 }
 
 /* Gives up targets that nobody has used for long. */
-static void remote_sweep(struct kvx_peer *peer)
+static KVX_ON_LOOP void remote_sweep(struct kvx_peer *peer)
 {
 	uint64_t now = peer_now(peer->peers);
 	bool many = HASH_COUNT(peer->targets) > PEER_TARGETS_IDLE_MAX;
@@ -324,7 +324,8 @@ void remote_step(struct kvx_peer *peer)
 		DL_FOREACH_SAFE (peer->fresh, target, next) {
 			struct peer_target *t = (struct peer_target *)target;
 
-			if (!t->key_busy && t->target.rkey[peer->peers->dom] == NULL)
+			if (!t->key_busy && t->target.rkey[peer->peers->dom] == NULL &&
+			    t->generation != peer->lane.lane.generation)
 				resolve_ask(t);
 		}
 		remote_sweep(peer);
@@ -361,7 +362,8 @@ void remote_lose_all(struct kvx_peer *peer, int status, const char *text)
 		((struct peer_target *)gone)->withdrawing = false; /* who asked is gone, too */
 }
 
-static void remote_fail_if(struct kvx_peer *peer, bool old_epoch, int status, const char *text)
+static KVX_ON_LOOP void remote_fail_if(struct kvx_peer *peer, bool old_epoch, int status,
+				       const char *text)
 {
 	struct peer_target *t, *tmp;
 

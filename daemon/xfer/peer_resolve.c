@@ -1,7 +1,7 @@
-/* How a region of a peer is asked for and answered: resolves of clients wait on a target, the owner's
- * daemon is asked once for all of them, its answer is checked and its key unpacked by the worker.
- * Loop thread. Answers of another lane generation are dropped; a client that guesses a token only
- * ever gets the owner's refusal. */
+/* How a region of a peer is asked for and answered: resolves of clients wait on a target, the
+ * owner's daemon is asked once for all of them, its answer is checked and its key unpacked by the
+ * worker. Loop thread. Answers of another lane generation are dropped; a client that guesses a
+ * token only ever gets the owner's refusal. */
 #include "xfer/peer_priv.h"
 
 #include <errno.h>
@@ -26,7 +26,7 @@ static struct kvx_timers *resolve_timers(const struct kvx_resolve *resolve)
 	return resolve->target->peer->peers->conf.timers;
 }
 
-static void resolve_end(struct kvx_resolve *resolve, int status, const char *text)
+static KVX_ON_LOOP void resolve_end(struct kvx_resolve *resolve, int status, const char *text)
 {
 	struct peer_target *t = resolve->target;
 	kvx_resolve_cb cb = resolve->cb;
@@ -48,7 +48,7 @@ void resolve_end_waiters(struct peer_target *t, int status, const char *text)
 		resolve_end(t->waiters, status, text);
 }
 
-static void resolve_time_out(struct kvx_resolve *resolve)
+static KVX_ON_LOOP void resolve_time_out(struct kvx_resolve *resolve)
 {
 	const struct kvx_peer *peer = resolve->target->peer;
 	const char *stage = "no answer";
@@ -79,7 +79,7 @@ static void resolve_on_timer(struct kvx_timer *timer)
 		resolve_time_out(resolve);
 }
 
-static void unpack_on_done(struct kvx_cmd *cmd)
+static KVX_ON_LOOP void unpack_on_done(struct kvx_cmd *cmd)
 {
 	struct peer_target *t = target_of_cmd(cmd);
 	struct kvx_peer *peer = t->peer;
@@ -213,6 +213,10 @@ int resolve_on_resolved(struct kvx_peer *peer, const ProtobufCMessage *message)
 		if (err < 0)
 			snprintf(text, sizeof(text), "%s", why.text);
 	}
+	if (err == -EHOSTDOWN) { /* it tears the lane down: again on the next one */
+		target_move(t, TARGET_NEW);
+		return 0;
+	}
 	if (err < 0) {
 		target_lose(t, t->known ? -EOWNERDEAD : err, text);
 		return 0;
@@ -228,8 +232,8 @@ int resolve_on_resolved(struct kvx_peer *peer, const ProtobufCMessage *message)
 
 /* the calls of clients */
 
-static int resolve_find_peer(struct kvx_peers *peers, const struct kvx_desc *desc,
-			     struct kvx_peer **out_peer, struct kvx_why *why)
+static KVX_ON_LOOP int resolve_find_peer(struct kvx_peers *peers, const struct kvx_desc *desc,
+					 struct kvx_peer **out_peer, struct kvx_why *why)
 {
 	struct kvx_peer *peer;
 	const char *error;
@@ -250,8 +254,9 @@ static int resolve_find_peer(struct kvx_peers *peers, const struct kvx_desc *des
 	if (peer->conn == NULL && desc->addr[0] != '\0')
 		snprintf(peer->addr, sizeof(peer->addr), "%s", desc->addr);
 	if (peer->conn == NULL && peer->dial == NULL && peer->addr[0] == '\0')
-		return kvx_why(why, -EHOSTUNREACH,
-			       "the region's node does not listen for peers: set peer.listen there");
+		return kvx_why(
+		    why, -EHOSTUNREACH,
+		    "the region's node does not listen for peers: set peer.listen there");
 	if (peer->conn != NULL && desc->epoch != peer->epoch)
 		return kvx_why(why, -ESTALE, "descriptor of an earlier start of its daemon");
 	if (peer->conn != NULL && !peer->has_transport)
@@ -260,8 +265,8 @@ static int resolve_find_peer(struct kvx_peers *peers, const struct kvx_desc *des
 	return 0;
 }
 
-static int resolve_find_target(struct kvx_peer *peer, const struct kvx_desc *desc,
-			       struct peer_target **out_target, struct kvx_why *why)
+static KVX_ON_LOOP int resolve_find_target(struct kvx_peer *peer, const struct kvx_desc *desc,
+					   struct peer_target **out_target, struct kvx_why *why)
 {
 	struct target_key key = {.region = desc->region};
 	struct peer_target *t;
@@ -291,9 +296,9 @@ int kvx_peers_resolve(struct kvx_peers *peers, const struct kvx_desc *desc, uint
 	if (err < 0)
 		return err;
 	resolve = calloc(1, sizeof(*resolve));
-	if (resolve == NULL || kvx_timer_start(peers->conf.timers, &resolve->timer,
-					       t->state == TARGET_READY ? 0 : timeout_ns,
-					       resolve_on_timer) < 0) {
+	if (resolve == NULL ||
+	    kvx_timer_start(peers->conf.timers, &resolve->timer,
+			    t->state == TARGET_READY ? 0 : timeout_ns, resolve_on_timer) < 0) {
 		free(resolve);
 		target_abandon(t);
 		return kvx_why(why, -ENOMEM, "out of memory");
@@ -333,18 +338,17 @@ void kvx_peers_remote_open(void *arg, struct kvx_target *target, uint64_t xfer_u
 }
 
 /* To a peer that is lost nothing is sent: it fails what it has open by itself. */
-void kvx_peers_remote_end(void *arg, struct kvx_target *target, uint64_t xfer_uid, int status,
-			  const char *text, uint64_t bytes, const char *transport,
-			  const void *payload, uint32_t payload_bytes)
+void kvx_peers_remote_end(void *arg, struct kvx_target *target, uint64_t xfer_uid,
+			  const struct kvx_arrival *end)
 {
 	Kvxp__PeerXferEnd msg = KVXP__PEER_XFER_END__INIT;
 
 	msg.xfer = xfer_uid;
-	msg.status = (uint32_t)kvx_status_from_errno(status);
-	msg.text = (char *)text;
-	msg.bytes = bytes;
-	msg.transport = (char *)transport;
-	msg.payload.data = (uint8_t *)payload;
-	msg.payload.len = payload_bytes;
+	msg.status = (uint32_t)kvx_status_from_errno(end->status);
+	msg.text = (char *)end->text;
+	msg.bytes = end->bytes;
+	msg.transport = (char *)end->transport;
+	msg.payload.data = (uint8_t *)end->payload;
+	msg.payload.len = end->payload_bytes;
 	peer_send(target->peer, KVXP__PEER_FRAME_TYPE__PEER_XFER_END, &msg);
 }

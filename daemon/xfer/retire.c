@@ -12,6 +12,7 @@
 
 static void region_on_withdrawn(void *arg)
 {
+	kvx_assert_on_loop();
 	struct node_region *nr = arg;
 	kvx_assert(!nr->withdrawn);
 	nr->withdrawn = true;
@@ -20,15 +21,21 @@ static void region_on_withdrawn(void *arg)
 
 static void region_on_xfers_ended(struct kvx_xfers_watch *watch)
 {
+	kvx_assert_on_loop();
 	node_region_step(
 	    (struct node_region *)((char *)watch - offsetof(struct node_region, watch)));
 }
 
-static bool region_drained(struct node_region *nr)
+/* No transfer begins to use it any more, so one round of cancelling is enough. */
+static KVX_ON_LOOP bool region_drained(struct node_region *nr)
 {
-	if (kvx_xfers_cancel_region(nr->node->xfers, nr->region, nr->status, nr->why.text) > 0)
+	struct kvx_xfers *xfers = nr->node->xfers;
+	if (!nr->cancelled)
+		kvx_xfers_cancel_region(xfers, nr->region, nr->status, nr->why.text);
+	nr->cancelled = true;
+	if (nr->region->n_users > 0)
 		return false;
-	kvx_xfers_unwatch(nr->node->xfers, &nr->watch);
+	kvx_xfers_unwatch(xfers, &nr->watch);
 	return true;
 }
 
@@ -42,7 +49,7 @@ static void region_withdraw(struct node_region *nr)
 }
 
 /* Moves on by at most one state; says whether it did. */
-static bool region_advance(struct node_region *nr)
+static KVX_ON_LOOP bool region_advance(struct node_region *nr)
 {
 	switch (nr->sm.state) {
 	case NODE_REGION_DRAINING:

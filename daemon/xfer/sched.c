@@ -243,17 +243,21 @@ static bool fits_inline(const struct kvx_lane *lane, const struct kvx_sched_item
 	       backlog <= lane->inline_max_bytes && outlet_has_credit(lane->inline_outlet);
 }
 
-/* How much to put into one batch: what the transport likes, or the outlet's share of a lone item's
- * last bytes. */
+/* How much to put into one batch: what the transport likes, or this outlet's share of the last
+ * bytes of a lone item. */
 static uint64_t batch_bytes(const struct kvx_sched *sched, const struct kvx_outlet *outlet,
 			    uint64_t backlog)
 {
 	const struct kvx_lane *lane = sched->lane;
 	uint64_t bytes = kvx_worker_limits(outlet->worker)->batch_bytes;
+	uint64_t sum = backlog;
 	if (sched->n_queued != 1 || lane->n_outlets < 2 || outlet == lane->inline_outlet ||
 	    backlog / lane->n_outlets >= bytes || !(lane->ops->caps & KVX_CAP_CPU_COPY))
 		return bytes;
-	uint64_t share = backlog / lane->n_outlets + 1;
+	for (unsigned i = 0; i < lane->n_outlets; i++)
+		sum += lane->outlets[i].bytes_in_flight;
+	uint64_t share = (sum + lane->n_outlets - 1) / lane->n_outlets;
+	share = share > outlet->bytes_in_flight ? share - outlet->bytes_in_flight : 0;
 	share = (share + 4095) & ~(uint64_t)4095;
 	if (share < SPREAD_MIN_BYTES)
 		share = SPREAD_MIN_BYTES;
@@ -282,14 +286,14 @@ static void sched_on_batch(struct kvx_batch *batch)
 }
 
 /* Runs the inline worker until it has nothing more to do: its batch is normally over then. */
-static void inline_run(struct kvx_worker *worker)
+static KVX_ON_LOOP void inline_run(struct kvx_worker *worker)
 {
 	while (kvx_worker_pump(worker))
 		;
 	kvx_worker_drain(worker);
 }
 
-static enum step sched_send(struct kvx_sched *sched, struct sched_batch *b)
+static KVX_ON_LOOP enum step sched_send(struct kvx_sched *sched, struct sched_batch *b)
 {
 	struct kvx_worker *worker = b->outlet->worker;
 	bool is_inline = b->outlet == sched->lane->inline_outlet;
@@ -337,7 +341,7 @@ static bool batch_fill(struct kvx_sched *sched, struct sched_batch *b, struct kv
 
 /* Sends at most one batch. After sched_send() nothing that was looked up before may be used: an
  * inline batch may have ended its transfer. */
-static enum step sched_step(struct kvx_sched *sched)
+static KVX_ON_LOOP enum step sched_step(struct kvx_sched *sched)
 {
 	struct kvx_lane *lane = sched->lane;
 	if (sched->unsent != NULL)

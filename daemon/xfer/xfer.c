@@ -33,6 +33,7 @@ static struct kvx_xfer *xfer_of(struct kvx_sched_item *item)
 static unsigned xfer_pull(struct kvx_sched_item *item, const struct kvx_outlet *outlet,
 			  struct kvx_op *ops, unsigned max, uint64_t max_bytes, uint64_t *out_bytes)
 {
+	kvx_assert_on_loop();
 	struct kvx_xfer *xfer = xfer_of(item);
 	const struct kvx_target *target = xfer->target;
 	struct kvx_span spans[KVX_BATCH_OPS];
@@ -69,6 +70,7 @@ static unsigned xfer_pull(struct kvx_sched_item *item, const struct kvx_outlet *
 
 static void xfer_batch_done(struct kvx_sched_item *item, const struct kvx_batch *batch)
 {
+	kvx_assert_on_loop();
 	struct kvx_xfer *xfer = xfer_of(item);
 	if (batch->first_ns != 0 && (xfer->first_ns == 0 || batch->first_ns < xfer->first_ns))
 		xfer->first_ns = batch->first_ns;
@@ -227,7 +229,7 @@ err_free:
 }
 
 /* Into the timers, the table and the queue. */
-static int xfer_start(struct kvx_xfers *all, struct kvx_xfer *xfer)
+static KVX_ON_LOOP int xfer_start(struct kvx_xfers *all, struct kvx_xfer *xfer)
 {
 	int rc =
 	    kvx_timer_start(all->conf.timers, &xfer->timer, xfer->deadline_ns, xfer_on_deadline);

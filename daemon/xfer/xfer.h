@@ -87,9 +87,8 @@ struct kvx_xfers_conf {
 	 * sent. */
 	void (*remote_open)(void *arg, struct kvx_target *target, uint64_t xfer_uid, int op,
 			    uint64_t tag);
-	void (*remote_end)(void *arg, struct kvx_target *target, uint64_t xfer_uid, int status,
-			   const char *text, uint64_t bytes, const char *transport,
-			   const void *payload, uint32_t payload_bytes);
+	void (*remote_end)(void *arg, struct kvx_target *target, uint64_t xfer_uid,
+			   const struct kvx_arrival *end);
 	/* The fence bound has passed: tear the lane down, so that everything in flight on it comes
 	 * back. Called again after each further bound: no-op while the reset is under way. Runs
 	 * from a timer. */

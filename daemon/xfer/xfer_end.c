@@ -64,14 +64,28 @@ void xfer_fail_status(struct kvx_xfer *xfer, int status, const char *text)
 						  : kvx_status_text(kvx_status_from_errno(status)));
 }
 
+/* What a transport may say of ops in the words of the error table. Other codes mean something else
+ * there (-ETIMEDOUT: the deadline, -ECONNRESET: the daemon is gone, -EPIPE: a client is) and become
+ * a transport error. */
+static int status_of_transport(int status)
+{
+	static const int known[] = {EIO,    EFAULT, EHOSTDOWN,  EHOSTUNREACH, ENODEV,
+				    EACCES, ERANGE, EOWNERDEAD, ENOMEM,       ENOTRECOVERABLE};
+	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
+		if (status == -known[i])
+			return status;
+	}
+	return -EIO;
+}
+
 void xfer_fail_batch(struct kvx_xfer *xfer, const struct kvx_batch *batch)
 {
-	struct xfer_failure failure = {.status = batch->status, .vendor_code = batch->vendor_code};
+	struct xfer_failure failure = {.status = status_of_transport(batch->status),
+				       .vendor_code = batch->vendor_code};
 	struct kvx_why why;
 	const char *said = batch->text != NULL ? batch->text : "";
 	if (batch->status == -ECANCELED) {
 		/* Not by the submitter: somebody else's failure took the lane down. */
-		failure.status = -EIO;
 		kvx_why(&why, 0, "the %s lane was reset while ops were in flight%s%s",
 			xfer->lane->ops->name, said[0] != '\0' ? ": " : "", said);
 	} else if (batch->status == -EFAULT) {
@@ -81,9 +95,8 @@ void xfer_fail_batch(struct kvx_xfer *xfer, const struct kvx_batch *batch)
 			xfer->region->id, xfer->target->region_id, said[0] != '\0' ? ": " : "",
 			said);
 	} else {
-		kvx_why(&why, 0, "%s: %s", xfer->lane->ops->name,
-			said[0] != '\0' ? said
-					: kvx_status_text(kvx_status_from_errno(batch->status)));
+		kvx_why(&why, 0, "%s: %s%s%s", xfer->lane->ops->name, strerror(-batch->status),
+			said[0] != '\0' ? ": " : "", said);
 	}
 	failure.scope = kvx_status_scope(kvx_status_from_errno(failure.status));
 	xfer_fail(xfer, &failure, why.text);
@@ -91,6 +104,7 @@ void xfer_fail_batch(struct kvx_xfer *xfer, const struct kvx_batch *batch)
 
 void xfer_on_deadline(struct kvx_timer *timer)
 {
+	kvx_assert_on_loop();
 	struct kvx_xfer *xfer = xfer_of_timer(timer);
 	struct kvx_why why;
 	kvx_why(&why, 0,
@@ -157,19 +171,9 @@ static void tell_remote(struct kvx_xfer *xfer, const struct kvx_xfer_end *end)
 	const struct kvx_xfers_conf *conf = &xfer->all->conf;
 	const struct kvx_target *target = xfer->target;
 	bool ok = end->status == 0;
-	if (target->peer != NULL) {
-		xfer_tell_open(xfer);
-		if (conf->remote_end != NULL)
-			conf->remote_end(conf->remote_arg, xfer->target, xfer->uid, end->status,
-					 end->text, end->bytes, end->transport,
-					 ok ? xfer->payload : NULL, ok ? xfer->payload_bytes : 0);
-		return;
-	}
-	if (target->region == NULL)
-		return;
 	struct kvx_arrival arrival = {
-	    .owner = target->region->owner,
-	    .region = target->region->id,
+	    .owner = target->region != NULL ? target->region->owner : 0,
+	    .region = target->region_id,
 	    .tag = end->tag,
 	    .op = end->op,
 	    .status = end->status,
@@ -179,10 +183,16 @@ static void tell_remote(struct kvx_xfer *xfer, const struct kvx_xfer_end *end)
 	    .payload = ok ? xfer->payload : NULL,
 	    .payload_bytes = ok ? xfer->payload_bytes : 0,
 	};
-	conf->on_arrival(conf->arg, &arrival);
+	if (target->peer != NULL) {
+		xfer_tell_open(xfer);
+		if (conf->remote_end != NULL)
+			conf->remote_end(conf->remote_arg, xfer->target, xfer->uid, &arrival);
+	} else if (target->region != NULL) {
+		conf->on_arrival(conf->arg, &arrival);
+	}
 }
 
-static void xfer_finish(struct kvx_xfer *xfer)
+static KVX_ON_LOOP void xfer_finish(struct kvx_xfer *xfer)
 {
 	struct kvx_xfers *all = xfer->all;
 	struct kvx_xfer_end end;

@@ -85,11 +85,12 @@ struct xfer_failure {
 	int vendor_code;
 };
 /* First failure decides, later ones add nothing. */
-void xfer_fail(struct kvx_xfer *xfer, const struct xfer_failure *failure, const char *text);
-void xfer_fail_status(struct kvx_xfer *xfer, int status, const char *text);
-void xfer_fail_batch(struct kvx_xfer *xfer, const struct kvx_batch *batch);
+void xfer_fail(struct kvx_xfer *xfer, const struct xfer_failure *failure,
+	       const char *text) KVX_ON_LOOP;
+void xfer_fail_status(struct kvx_xfer *xfer, int status, const char *text) KVX_ON_LOOP;
+void xfer_fail_batch(struct kvx_xfer *xfer, const struct kvx_batch *batch) KVX_ON_LOOP;
 /* Over? Then it goes to the done list. */
-void xfer_settle(struct kvx_xfer *xfer);
+void xfer_settle(struct kvx_xfer *xfer) KVX_ON_LOOP;
 void xfer_on_deadline(struct kvx_timer *timer);
 void xfer_tell_open(struct kvx_xfer *xfer);
 

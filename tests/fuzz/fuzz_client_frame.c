@@ -23,10 +23,10 @@ int LLVMFuzzerInitialize(int *argc, char ***argv);
 static struct rig rig;
 static struct rig_client fuzzed, other;
 
-struct names {
+static struct {
 	uint64_t region_a, region_b, import_a;
 	uint8_t desc[KVX_DESC_BYTES]; /* of region_b */
-};
+} names;
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
@@ -44,17 +44,17 @@ static void body_replace(uint8_t *body, size_t len, const char word[8], uint64_t
 	}
 }
 
-static KVX_ON_LOOP void send_import(const struct names *names)
+static KVX_ON_LOOP void send_import(void)
 {
 	Kvxp__Import imp = KVXP__IMPORT__INIT;
 
 	imp.request_id = 3;
-	imp.descriptor = (ProtobufCBinaryData){KVX_DESC_BYTES, (uint8_t *)(uintptr_t)names->desc};
+	imp.descriptor = (ProtobufCBinaryData){KVX_DESC_BYTES, names.desc};
 	rig_send(&fuzzed, KVXP__FRAME_TYPE__FRAME_IMPORT, &imp.base, -1);
 }
 
-static KVX_ON_LOOP void send_frame(const struct names *names, const struct kvx_wire_hdr *hdr,
-				   const uint8_t *data, unsigned *n_memfds)
+static KVX_ON_LOOP void send_frame(const struct kvx_wire_hdr *hdr, const uint8_t *data,
+				   unsigned *n_memfds)
 {
 	uint8_t *body = malloc((size_t)hdr->len_bytes + 1);
 	bool import;
@@ -62,22 +62,23 @@ static KVX_ON_LOOP void send_frame(const struct names *names, const struct kvx_w
 
 	kvx_assert(body != NULL);
 	memcpy(body, data, hdr->len_bytes);
-	body_replace(body, hdr->len_bytes, "REGION-A", names->region_a);
-	body_replace(body, hdr->len_bytes, "REGION-B", names->region_b);
-	body_replace(body, hdr->len_bytes, "IMPORT-A", names->import_a);
+	body_replace(body, hdr->len_bytes, "REGION-A", names.region_a);
+	body_replace(body, hdr->len_bytes, "REGION-B", names.region_b);
+	body_replace(body, hdr->len_bytes, "IMPORT-A", names.import_a);
 	import = hdr->len_bytes >= 8 && memcmp(body, "DESCRIPT", 8) == 0;
 	if (hdr->n_fds > 0 && !import && *n_memfds < MAX_MEMFDS) {
 		fd = rig_memfd(FD_BYTES);
 		(*n_memfds)++;
 	}
 	if (import)
-		send_import(names);
+		send_import();
 	else
 		rig_send_raw(&fuzzed, hdr->type, body, hdr->len_bytes, fd);
+	rig.clock_ns += KVX_MS; /* deadlines pass */
 	free(body);
 }
 
-static KVX_ON_LOOP void send_all(const struct names *names, const uint8_t *data, size_t size)
+static KVX_ON_LOOP void send_all(const uint8_t *data, size_t size)
 {
 	struct kvx_wire_hdr hdr;
 	unsigned n_memfds = 0;
@@ -89,7 +90,7 @@ static KVX_ON_LOOP void send_all(const struct names *names, const uint8_t *data,
 		size -= KVX_WIRE_HDR_BYTES;
 		if (hdr.len_bytes > MAX_BODY || hdr.len_bytes > size)
 			hdr.len_bytes = (uint32_t)(size < MAX_BODY ? size : MAX_BODY);
-		send_frame(names, &hdr, data, &n_memfds);
+		send_frame(&hdr, data, &n_memfds);
 		data += hdr.len_bytes;
 		size -= hdr.len_bytes;
 	}
@@ -113,37 +114,50 @@ static KVX_ON_LOOP void check_end(void)
 	kvxp__reply__free_unpacked(reply, NULL);
 }
 
-/* First byte: bit 0: the client has said HELLO and has a region and an import already. */
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+static void close_at_exit(void)
+{
+	kvx_assert_on_loop();
+	rig_client_close(&other);
+	rig_close(&rig);
+}
+
+/* The daemon and the other client, once: what an input leaves behind would show in a later one. */
+static KVX_ON_LOOP void open_once(void)
 {
 	struct kvx_config config;
-	struct names names = {0};
-	bool ready;
 
-	if (size == 0)
-		return 0;
-	ready = (data[0] & 1) != 0;
+	if (rig.control != NULL)
+		return;
 	kvx_config_defaults(&config);
 	config.regions_per_client = REGION_ROOM;
 	config.blocks = 4096;
 	config.ops = 4096;
 	config.frame_bytes = 128 * 1024;
 	rig_open(&rig, &config);
-	kvx_assert_on_loop();
 	rig_client_hello(&rig, &other);
 	names.region_b = rig_register(&other, 16, KVX_ACCESS_READ | KVX_ACCESS_WRITE);
 	rig_export(&other, names.region_b, names.desc);
-	if (ready) {
+	atexit(close_at_exit);
+}
+
+/* First byte: bit 0: the client has said HELLO and has a region and an import already. */
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	if (size == 0)
+		return 0;
+	kvx_role_set_loop();
+	kvx_assert_on_loop();
+	open_once();
+	if ((data[0] & 1) != 0) {
 		rig_client_hello(&rig, &fuzzed);
 		names.region_a = rig_register(&fuzzed, 16, KVX_ACCESS_READ);
 		names.import_a = rig_import(&fuzzed, &other, names.region_b);
 	} else {
 		kvx_assert(rig_client_open(&rig, &fuzzed) == 0);
 	}
-	send_all(&names, data + 1, size - 1);
+	send_all(data + 1, size - 1);
 	rig_client_close(&fuzzed);
+	kvx_control_set_draining(rig.control, false);
 	check_end();
-	rig_client_close(&other);
-	rig_close(&rig);
 	return 0;
 }

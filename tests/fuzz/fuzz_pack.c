@@ -33,7 +33,8 @@ static void check_request(const struct kvx_pack_msg *msg, const uint8_t *end)
 		expect(msg->data + msg->data_bytes == end);
 }
 
-/* Encoding what was decoded gives the same head, if its keys are in the order of their first use. */
+/* Encoding what was decoded gives the same head, if its keys are in the order of their first use.
+ */
 static void check_again(const struct kvx_pack_msg *msg, const uint8_t *buf)
 {
 	uint8_t head[KVX_PACK_HEAD_BYTES];

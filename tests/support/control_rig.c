@@ -2,6 +2,7 @@
  * own steps fail, so that fuzzers can use it too. */
 #include "control_rig.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,6 +39,8 @@ static uint8_t *front_reserve(struct kvx_front *front, uint16_t type, uint32_t b
 	frame = &rc->frames[rc->n_frames++];
 	*frame = (struct rig_frame){.type = type, .len = body_bytes};
 	frame->body = calloc(1, (size_t)body_bytes + 1);
+	if (frame->body == NULL) /* tests make it fail */
+		rc->n_frames--;
 	return frame->body;
 }
 
@@ -46,7 +49,11 @@ static int front_put_fd(struct kvx_front *front, uint16_t type, const void *body
 {
 	struct rig_client *rc = rig_client_of(front);
 
-	memcpy(front_reserve(front, type, body_bytes), body, body_bytes);
+	uint8_t *room = front_reserve(front, type, body_bytes);
+
+	if (room == NULL)
+		return -ENOMEM;
+	memcpy(room, body, body_bytes);
 	rc->frames[rc->n_frames - 1].has_fd = fd >= 0;
 	return 0;
 }
@@ -104,7 +111,7 @@ static void rig_on_draining(void *arg, bool draining)
 	((struct rig *)arg)->n_draining++;
 }
 
-static void rig_open_node(struct rig *rig)
+static KVX_ON_LOOP void rig_open_node(struct rig *rig)
 {
 	struct kvx_node_conf conf = {
 	    .epoch = 77,
@@ -215,7 +222,7 @@ void rig_client_clear(struct rig_client *rc)
 }
 
 /* A closing front goes once its client is let go by control. */
-static void rig_client_reap(struct rig_client *rc)
+static KVX_ON_LOOP void rig_client_reap(struct rig_client *rc)
 {
 	if (rc->client == NULL || !rc->closing)
 		return;

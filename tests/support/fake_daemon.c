@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
@@ -331,6 +332,7 @@ int fake_daemon_fork(struct fake_daemon *d)
 	pid = fork();
 	check(pid >= 0);
 	if (pid == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		daemon_main(d);
 		_exit(0);
 	}
@@ -350,6 +352,7 @@ void fake_process_start(struct fake_process *p)
 	p->pid = fork();
 	check(p->pid >= 0);
 	if (p->pid == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL); /* no orphan of a failed test */
 		for (;;)
 			pause();
 	}

@@ -3,10 +3,22 @@
 
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
 struct node_rig *rig_current;
+
+/* With real threads mappings happen on the job thread. */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void count_mapping(int more, char what)
+{
+	pthread_mutex_lock(&lock);
+	rig_current->n_mapped += (unsigned)more;
+	pthread_mutex_unlock(&lock);
+	rig_log(rig_current, what);
+}
 
 static int mem_check(struct kvx_mem *mem, struct kvx_why *why)
 {
@@ -22,8 +34,7 @@ static int mem_map(struct kvx_mem *mem, struct kvx_why *why)
 		return kvx_why(why, err, "test: no mapping");
 	mem->addr = calloc(1, mem->len_bytes);
 	cr_assert_not_null(mem->addr);
-	rig_current->n_mapped++;
-	rig_log(rig_current, 'm');
+	count_mapping(1, 'm');
 	return 0;
 }
 
@@ -33,17 +44,18 @@ static void mem_unmap(struct kvx_mem *mem)
 		return;
 	free(mem->addr);
 	mem->addr = NULL;
-	rig_current->n_mapped--;
-	rig_log(rig_current, 'u');
+	count_mapping(-1, 'u');
 }
 
 static const struct kvx_mem_ops rig_mem_ops = {KVX_MEM_HOST, "test", mem_check, mem_map, mem_unmap};
 
 void rig_log(struct node_rig *rig, char what)
 {
+	pthread_mutex_lock(&lock);
 	size_t n = strlen(rig->log);
 	if (n + 1 < sizeof(rig->log))
 		rig->log[n] = what;
+	pthread_mutex_unlock(&lock);
 }
 
 static void on_terminal(void *arg, const struct kvx_xfer_end *end)
@@ -158,11 +170,14 @@ void rig_on_closed(void *arg, uint64_t region_id)
 struct kvx_region *rig_region_add(struct node_rig *rig, uint64_t owner, uint64_t len,
 				  uint32_t access, struct kvx_layout *layout)
 {
+	const struct kvx_region_request request = {.owner = owner,
+						   .ops = &rig_mem_ops,
+						   .fd = -1,
+						   .len_bytes = len,
+						   .access = access,
+						   .layout = layout};
 	struct kvx_region *region = NULL;
-	cr_assert_eq(kvx_region_add(kvx_node_regions(rig->node), owner, &rig_mem_ops, -1, 0, len, 0,
-				    0, layout, &region, NULL),
-		     0);
-	region->access = access;
+	cr_assert_eq(kvx_region_add(kvx_node_regions(rig->node), &request, &region, NULL), 0);
 	return region;
 }
 

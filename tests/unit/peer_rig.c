@@ -311,8 +311,7 @@ static void wire_turn(struct peer_rig *rig)
 	for (unsigned i = 0; i < rig->n_wires; i++) {
 		struct rig_wire *wire = &rig->wires[i];
 
-		if (wire->a >= 0 &&
-		    (!wire_move(wire->a, wire->b) || !wire_move(wire->b, wire->a)))
+		if (wire->a >= 0 && (!wire_move(wire->a, wire->b) || !wire_move(wire->b, wire->a)))
 			wire_close(wire);
 	}
 }
@@ -361,14 +360,18 @@ static void on_region_closed(void *arg, uint64_t region_id)
 struct kvx_region *rig_region(struct rig_side *side, uint64_t len, uint32_t access,
 			      struct kvx_layout *layout)
 {
+	const struct kvx_region_request request = {.owner = 7,
+						   .ops = &rig_mem_ops,
+						   .fd = -1,
+						   .len_bytes = len,
+						   .access = access,
+						   .layout = layout};
 	struct kvx_region *region;
 	struct kvx_why why = {""};
 	unsigned before = side->n_region_events;
 
-	cr_assert_eq(kvx_region_add(kvx_node_regions(side->node), 7, &rig_mem_ops, -1, 0, len, 0,
-				    0, layout, &region, &why),
-		     0, "%s", why.text);
-	region->access = access;
+	cr_assert_eq(kvx_region_add(kvx_node_regions(side->node), &request, &region, &why), 0, "%s",
+		     why.text);
 	cr_assert_eq(kvx_node_region_open(side->node, region, on_region_opened, side), 0);
 	cr_assert(RIG_UNTIL(side->rig, side->n_region_events > before, 1000));
 	return region;
@@ -435,11 +438,8 @@ int rig_submit(struct rig_side *side, int op, struct kvx_region *region, struct 
 	       uint64_t len, uint64_t deadline_ms)
 {
 	const uint64_t zero = 0;
-	const struct kvx_op_list ops = {.n_ops = 1,
-					.n_lens = 1,
-					.local_offsets = &zero,
-					.remote_offsets = &zero,
-					.lens = &len};
+	const struct kvx_op_list ops = {
+	    .n_ops = 1, .n_lens = 1, .local_offsets = &zero, .remote_offsets = &zero, .lens = &len};
 	static uint64_t number;
 	const struct kvx_xfer_req req = {
 	    .client = 7,

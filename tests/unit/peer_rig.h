@@ -1,6 +1,6 @@
 /* Two whole nodes with their peer tables in one process: real sockets on 127.0.0.1, the fake
- * transport and virtual time, one thread, one loop. Peers reach node b through a wire of ours that a
- * test can hold (nothing passes) or cut. And a peer by hand, that says what no daemon would. */
+ * transport and virtual time, one thread, one loop. Peers reach node b through a wire of ours that
+ * a test can hold (nothing passes) or cut. And a peer by hand, that says what no daemon would. */
 #ifndef KVX_PEER_RIG_H
 #define KVX_PEER_RIG_H
 
@@ -9,6 +9,7 @@
 #include <uv.h>
 
 #include "base/clock.h"
+#include "base/roles.h"
 #include "base/timer.h"
 #include "peer.pb-c.h"
 #include "proto/kvx_wire.h"
@@ -71,18 +72,18 @@ struct peer_rig {
 };
 
 /* Everything at its defaults; change confs before rig_start(). */
-void rig_init(struct peer_rig *rig);
-void rig_start(struct peer_rig *rig);
-void rig_start_side(struct rig_side *side); /* the peers of one side, also again */
-void rig_close_side(struct rig_side *side); /* and waits */
-void rig_stop(struct peer_rig *rig);        /* checks that nothing is left */
+void rig_init(struct peer_rig *rig) KVX_ROLE_ATTR(assert_capability(kvx_role_loop));
+void rig_start(struct peer_rig *rig) KVX_ON_LOOP;
+void rig_start_side(struct rig_side *side) KVX_ON_LOOP; /* the peers of one side, also again */
+void rig_close_side(struct rig_side *side) KVX_ON_LOOP; /* and waits */
+void rig_stop(struct peer_rig *rig) KVX_ON_LOOP;        /* checks that nothing is left */
 
-void rig_turn(struct peer_rig *rig);
-void rig_pass(struct peer_rig *rig, uint64_t ms); /* so much virtual time */
+void rig_turn(struct peer_rig *rig) KVX_ON_LOOP;
+void rig_pass(struct peer_rig *rig, uint64_t ms) KVX_ON_LOOP; /* so much virtual time */
 /* Turns until cond, at most so much virtual time; the value of cond then. */
 #define RIG_UNTIL(rig, cond, ms)                                                                   \
 	({                                                                                         \
-		uint64_t end_ = (rig)->script.now_ns + (ms) * KVX_MS;                              \
+		uint64_t end_ = (rig)->script.now_ns + (ms)*KVX_MS;                                \
 		while (!(cond) && (rig)->script.now_ns < end_)                                     \
 			rig_turn(rig);                                                             \
 		(cond);                                                                            \
@@ -94,22 +95,23 @@ void rig_wire_cut(struct peer_rig *rig);
 void rig_wire_cut_near(struct peer_rig *rig); /* b does not notice */
 
 struct kvx_region *rig_region(struct rig_side *side, uint64_t len, uint32_t access,
-			      struct kvx_layout *layout);
-void rig_region_close(struct rig_side *side, struct kvx_region *region); /* does not wait */
+			      struct kvx_layout *layout) KVX_ON_LOOP;
+void rig_region_close(struct rig_side *side,
+		      struct kvx_region *region) KVX_ON_LOOP; /* does not wait */
 struct kvx_desc rig_desc(const struct rig_side *side, const struct kvx_region *region);
 /* Resolves and waits for the answer. */
-struct rig_answer rig_resolve(struct rig_side *side, const struct kvx_desc *desc);
+struct rig_answer rig_resolve(struct rig_side *side, const struct kvx_desc *desc) KVX_ON_LOOP;
 void rig_on_resolved(void *arg, int status, const char *text, struct kvx_target *target);
 void rig_on_reply(void *arg, int status, const char *text);
 /* One op of len bytes from 0 to 0; 0 or the refusal. */
 int rig_submit(struct rig_side *side, int op, struct kvx_region *region, struct kvx_target *target,
-	       uint64_t len, uint64_t deadline_ms);
+	       uint64_t len, uint64_t deadline_ms) KVX_ON_LOOP;
 
 /* The row of a side's only peer; false: it has none. */
-bool rig_row(const struct rig_side *side, struct kvx_peer_row *out_row);
-bool rig_is_up(const struct rig_side *side);
-bool rig_lane_is_up(const struct rig_side *side);
-uint64_t rig_lane_generation(const struct rig_side *side);
+bool rig_row(const struct rig_side *side, struct kvx_peer_row *out_row) KVX_ON_LOOP;
+bool rig_is_up(const struct rig_side *side) KVX_ON_LOOP;
+bool rig_lane_is_up(const struct rig_side *side) KVX_ON_LOOP;
+uint64_t rig_lane_generation(const struct rig_side *side) KVX_ON_LOOP;
 
 /* A peer by hand. */
 struct rig_raw {
@@ -122,12 +124,13 @@ void rig_raw_close(struct rig_raw *raw);
 void rig_raw_send(struct rig_raw *raw, uint16_t type, const void *message);
 void rig_raw_bytes(struct rig_raw *raw, const void *bytes, size_t len);
 /* HELLO of a node whose id is 16 times `id`; and waits for the answer's type. */
-int rig_raw_hello(struct rig_raw *raw, uint8_t id, uint64_t epoch);
+int rig_raw_hello(struct rig_raw *raw, uint8_t id, uint64_t epoch) KVX_ON_LOOP;
 Kvxp__PeerHello rig_raw_hello_message(uint8_t *id16, uint64_t epoch);
 /* Type of the next frame that is no heartbeat; 0: end of stream; -1: nothing came. body: unpacked
  * by the caller from the copy. */
-int rig_raw_recv(struct rig_raw *raw, uint8_t *buf, size_t size, size_t *out_len);
+int rig_raw_recv(struct rig_raw *raw, uint8_t *buf, size_t size, size_t *out_len) KVX_ON_LOOP;
 /* Skips frames until one of this type; false: end of stream or nothing came. */
-bool rig_raw_wait(struct rig_raw *raw, int type, uint8_t *buf, size_t size, size_t *out_len);
+bool rig_raw_wait(struct rig_raw *raw, int type, uint8_t *buf, size_t size,
+		  size_t *out_len) KVX_ON_LOOP;
 
 #endif

@@ -54,7 +54,7 @@ Test(client_loss, transfers_end_only_when_the_process_is_gone)
 	d.hook = die_at_submit;
 	d.arg = &left;
 	fake_daemon_start(&d);
-	pair = open_pair(&d, 100);
+	pair = open_pair(&d, 500);
 	for (uint64_t i = 0; i < 3; i++)
 		cr_assert_eq(submit_one(&pair, 100 + i, NULL), 0);
 	cr_assert_eq(kvxfer_client_wait(pair.client, 300, seen_event, &seen), 0);
@@ -354,12 +354,186 @@ Test(client_loss, failed_reconnect_can_be_repeated)
 	KVX_TEST_END();
 }
 
+Test(client_loss, import_that_changed_is_lost_one_that_did_not_is_kept)
+{
+	Kvxp__Plane plane = KVXP__PLANE__INIT, *planes[1] = {&plane};
+	Kvxp__Layout layout = KVXP__LAYOUT__INIT;
+	struct revival r = {0};
+	struct fake_daemon d;
+	struct seen seen = {0};
+	struct pair pair;
+
+	plane.name = (char *)(uintptr_t) "k";
+	plane.block_bytes = plane.block_stride = 64;
+	layout.n_planes = 1;
+	layout.planes = planes;
+	fake_daemon_init(&d);
+	d.hook = revive;
+	d.arg = &r;
+	d.import_layout = &layout;
+	fake_daemon_start(&d);
+	pair = open_pair(&d, 1000);
+	for (int round = 0; round < 2; round++) {
+		r.alive = 0;
+		cr_assert_eq(submit_one(&pair, 100, NULL), 0);
+		wait_events(pair.client, &seen, 2);
+		seen.n = 0;
+		r.alive = 1;
+		plane.block_bytes -= (uint64_t)round; /* the daemon thread waits for a request */
+		cr_assert_eq(kvxfer_client_reconnect(pair.client), 0);
+		if (round == 0)
+			cr_assert_eq(kvxfer_client_dispatch(pair.client, seen_event, &seen), 0);
+	}
+	/* Closed before its event was delivered: the event is void. */
+	cr_assert_eq(kvxfer_import_close(pair.import_), 0);
+	cr_assert_eq(kvxfer_client_dispatch(pair.client, seen_event, &seen), 0);
+	kvxfer_client_close(pair.client);
+	fake_daemon_stop(&d);
+	KVX_TEST_END();
+}
+
+static enum fake_answer hang_up_at_import(struct fake_daemon *d, uint16_t type)
+{
+	_Atomic int *left = d->arg;
+
+	if (type == KVXP__FRAME_TYPE__FRAME_XFER_SUBMIT) {
+		fake_error(d, KVXFER_INTERNAL, "restarting");
+		return FAKE_HANG_UP;
+	}
+	if (type == KVXP__FRAME_TYPE__FRAME_IMPORT && --*left == 0)
+		return FAKE_HANG_UP;
+	return FAKE_DEFAULT;
+}
+
+Test(client_loss, daemon_lost_again_inside_reconnect)
+{
+	_Atomic int left = 2;
+	struct fake_daemon d;
+	struct seen seen = {0};
+	struct pair pair;
+
+	fake_daemon_init(&d);
+	d.hook = hang_up_at_import;
+	d.arg = &left;
+	fake_daemon_start(&d);
+	pair = open_pair(&d, 1000);
+	cr_assert_eq(submit_one(&pair, 100, NULL), 0);
+	wait_events(pair.client, &seen, 2);
+	cr_assert_eq(kvxfer_client_reconnect(pair.client), -ECONNRESET);
+	cr_assert_eq(kvxfer_client_dispatch(pair.client, seen_event, &seen), -ECONNRESET);
+	cr_assert_eq(kvxfer_client_reconnect(pair.client), 0);
+	kvxfer_client_close(pair.client);
+	fake_daemon_stop(&d);
+	KVX_TEST_END();
+}
+
+/* A submit that finds the socket closed was accepted all the same: it ends by its event. */
+Test(client_loss, submits_to_a_dying_daemon_end_by_their_events)
+{
+	_Atomic int left = 1;
+	struct fake_process process;
+	struct fake_daemon d;
+	struct pair pair;
+	struct seen seen = {0};
+
+	fake_process_start(&process);
+	fake_daemon_init(&d);
+	d.pidfd = process.pidfd;
+	d.hook = die_at_submit;
+	d.arg = &left;
+	fake_daemon_start(&d);
+	pair = open_pair(&d, 1000);
+	fake_process_kill(&process);
+	cr_assert_eq(submit_one(&pair, 100, NULL), 0);
+	cr_assert(is_readable(kvxfer_client_fd(pair.client), 2000));
+	cr_assert_eq(submit_one(&pair, 101, NULL), 0);
+	cr_assert_eq(submit_one(&pair, 102, NULL), 0);
+	wait_events(pair.client, &seen, 4);
+	assert_loss(&seen, 3, KVXFER_DAEMON_LOST);
+	kvxfer_client_close(pair.client);
+	fake_daemon_stop(&d);
+	fake_process_fini(&process);
+	KVX_TEST_END();
+}
+
+static enum fake_answer bad_frames_at_query(struct fake_daemon *d, uint16_t type)
+{
+	static const uint8_t huge[] = {0xff, 0xff, 0xff, 0x7f, 101, 0, 0, 0};
+	static const uint8_t reply[] = {2, 0, 0, 0, 101, 0, 0, 0, 0x08, 0x80};
+
+	if (type != KVXP__FRAME_TYPE__FRAME_QUERY)
+		return FAKE_DEFAULT;
+	if (*(int *)d->arg == 0)
+		fake_send_bytes(d, huge, sizeof(huge));
+	else
+		fake_send_bytes(d, reply, sizeof(reply));
+	return FAKE_DONE;
+}
+
+Test(client_loss, bad_frames_end_the_call_and_the_connection)
+{
+	for (int kind = 0; kind < 2; kind++) {
+		struct fake_daemon d;
+		struct pair pair;
+		struct seen seen = {0};
+		char *json;
+
+		fake_daemon_init(&d);
+		d.hook = bad_frames_at_query;
+		d.arg = &kind;
+		fake_daemon_start(&d);
+		pair = open_pair(&d, 1000);
+		cr_assert_eq(kvxfer_client_query(pair.client, "status", NULL, &json), -ECONNRESET);
+		wait_events(pair.client, &seen, 1);
+		assert_loss(&seen, 0, KVXFER_PROTOCOL);
+		kvxfer_client_close(pair.client);
+		fake_daemon_stop(&d);
+	}
+	KVX_TEST_END();
+}
+
+/* A request that timed out is forgotten with the connection that it was made on. */
+static enum fake_answer ignore_unregister(struct fake_daemon *d, uint16_t type)
+{
+	if (type == KVXP__FRAME_TYPE__FRAME_XFER_SUBMIT) {
+		fake_error(d, KVXFER_INTERNAL, "restarting");
+		return FAKE_HANG_UP;
+	}
+	return type == KVXP__FRAME_TYPE__FRAME_REGION_UNREGISTER && *(_Atomic int *)d->arg
+		   ? FAKE_DONE
+		   : FAKE_DEFAULT;
+}
+
+Test(client_loss, unanswered_unregister_survives_a_reconnect)
+{
+	_Atomic int ignore = 1;
+	struct fake_daemon d;
+	struct seen seen = {0};
+	struct pair pair;
+
+	fake_daemon_init(&d);
+	d.hook = ignore_unregister;
+	d.arg = &ignore;
+	fake_daemon_start(&d);
+	pair = open_pair(&d, 500);
+	cr_assert_eq(kvxfer_region_unregister(pair.region), -ETIMEDOUT);
+	cr_assert_eq(submit_one(&pair, 100, NULL), 0);
+	wait_events(pair.client, &seen, 2);
+	cr_assert_eq(kvxfer_client_reconnect(pair.client), 0);
+	ignore = 0;
+	cr_assert_eq(kvxfer_region_unregister(pair.region), 0);
+	cr_assert_eq(d.n_frames[KVXP__FRAME_TYPE__FRAME_REGION_UNREGISTER], 2);
+	kvxfer_client_close(pair.client);
+	fake_daemon_stop(&d);
+	KVX_TEST_END();
+}
+
 /* ---- close */
 
 static enum fake_answer ignore_goodbye(struct fake_daemon *d, uint16_t type)
 {
 	if (type == KVXP__FRAME_TYPE__FRAME_GOODBYE)
-		usleep(500 * 1000);
+		usleep(1500 * 1000);
 	return FAKE_DEFAULT;
 }
 
@@ -373,7 +547,7 @@ Test(client_loss, close_without_an_answer_leaves_the_memory_mapped)
 	fake_daemon_init(&d);
 	d.hook = ignore_goodbye;
 	fake_daemon_start(&d);
-	pair = open_pair(&d, 100);
+	pair = open_pair(&d, 500);
 	data = kvxfer_region_data(pair.region);
 	data[0] = 'm';
 	kvxfer_client_close(pair.client);

@@ -2,11 +2,14 @@
 #include "client_fixture.h"
 
 #include <errno.h>
+#include <signal.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "fault_alloc.h"
@@ -228,7 +231,7 @@ Test(client_open, misbehaving_daemons_are_named_errors)
 		fake_daemon_init(&d);
 		d.hook = cases[i].hook;
 		fake_daemon_start(&d);
-		cr_assert_eq(open_client(&d, 100, &client), cases[i].err, "case %zu: %s", i,
+		cr_assert_eq(open_client(&d, 500, &client), cases[i].err, "case %zu: %s", i,
 			     kvxfer_open_error());
 		cr_assert_null(client);
 		cr_assert_neq(kvxfer_open_error()[0], '\0');
@@ -281,6 +284,127 @@ Test(client_open, every_failing_allocation_is_an_error)
 	cr_assert_eq(err, 0);
 	cr_assert_gt(n, 10);
 	fake_daemon_reap(pid);
+	KVX_TEST_END();
+}
+
+Test(client_open, environment_names_the_socket)
+{
+	struct kvxfer_client *client;
+	struct fake_daemon d;
+
+	fake_daemon_init(&d);
+	fake_daemon_start(&d);
+	cr_assert_eq(setenv("KVXFER_SOCKET", d.path, 1), 0);
+	cr_assert_eq(kvxfer_client_open(NULL, &client), 0, "%s", kvxfer_open_error());
+	kvxfer_client_close(client);
+	cr_assert_eq(setenv("KVXFER_SOCKET", "/nonexistent/s", 1), 0);
+	cr_assert_eq(kvxfer_client_open(NULL, &client), -ENOENT);
+	cr_assert_not_null(strstr(kvxfer_open_error(), "/nonexistent/s"));
+	fake_daemon_stop(&d);
+	KVX_TEST_END();
+}
+
+/* A user's own daemon is found without being named, but only in its place and after the system's. */
+Test(client_open, daemon_of_the_user_is_found)
+{
+	char dir[] = "/tmp/kvxfer-test-XXXXXX", path[64];
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	struct kvxfer_client *client;
+	int fd;
+
+	if (access("/run/kvxfer/kvxferd.sock", F_OK) == 0)
+		cr_skip_test("this machine has a daemon of the system");
+	cr_assert_not_null(mkdtemp(dir));
+	cr_assert_eq(setenv("KVXFER_SOCKET", "", 1), 0);
+	cr_assert_eq(setenv("XDG_RUNTIME_DIR", dir, 1), 0);
+	cr_assert_eq(kvxfer_client_open(NULL, &client), -ENOENT);
+	cr_assert_not_null(strstr(kvxfer_open_error(), "/run/kvxfer/kvxferd.sock"));
+	snprintf(path, sizeof(path), "%s/kvxferd.sock", dir);
+	strcpy(address.sun_path, path);
+	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	cr_assert_eq(bind(fd, (struct sockaddr *)&address, sizeof(address)), 0);
+	close(fd);
+	cr_assert_eq(kvxfer_client_open(NULL, &client), -ECONNREFUSED);
+	cr_assert_not_null(strstr(kvxfer_open_error(), path), "%s", kvxfer_open_error());
+	cr_assert_eq(setenv("KVXFER_SOCKET", "/nonexistent/s", 1), 0);
+	cr_assert_eq(kvxfer_client_open(NULL, &client), -ENOENT, "a named socket goes first");
+	unlink(path);
+	rmdir(dir);
+	KVX_TEST_END();
+}
+
+/* The daemon hangs: nobody accepts, and its backlog is full. */
+Test(client_open, full_backlog_is_a_timeout_in_words)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	struct kvxfer_client_options options = {.struct_bytes = sizeof(options), .timeout_ms = 100};
+	int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), fds[8], n = 0, err = 0;
+	struct kvxfer_client *client;
+	char path[64];
+	socklen_t len;
+
+	snprintf(path, sizeof(path), "@kvxfer-test-full-%d", (int)getpid());
+	memcpy(address.sun_path, path, strlen(path));
+	address.sun_path[0] = '\0';
+	len = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + strlen(path));
+	cr_assert_eq(bind(listener, (struct sockaddr *)&address, len), 0);
+	cr_assert_eq(listen(listener, 0), 0);
+	while (n < 8 && err == 0) {
+		fds[n] = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+		err = connect(fds[n++], (struct sockaddr *)&address, len);
+	}
+	cr_assert_eq(err, -1, "the backlog does not fill");
+	options.socket_path = path;
+	cr_assert_eq(kvxfer_client_open(&options, &client), -ETIMEDOUT);
+	cr_assert_not_null(strstr(kvxfer_open_error(), "does not accept connections"));
+	while (n > 0)
+		close(fds[--n]);
+	close(listener);
+	KVX_TEST_END();
+}
+
+static _Atomic unsigned n_signals;
+
+static void on_signal(int signo)
+{
+	n_signals++;
+}
+
+static enum fake_answer answer_slowly(struct fake_daemon *d, uint16_t type)
+{
+	struct timespec ts = {.tv_nsec = 30 * 1000000};
+
+	while (nanosleep(&ts, &ts) != 0)
+		;
+	return FAKE_DEFAULT;
+}
+
+/* A signal every millisecond, with a handler that interrupts system calls. */
+Test(client_open, signals_do_not_disturb)
+{
+	const struct itimerval often = {{0, 1000}, {0, 1000}}, never = {{0, 0}, {0, 0}};
+	struct sigaction action = {.sa_handler = on_signal};
+	struct fake_daemon d;
+	struct seen seen = {0};
+	struct pair pair;
+	char *json;
+
+	fake_daemon_init(&d);
+	d.hook = answer_slowly;
+	fake_daemon_start(&d);
+	cr_assert_eq(sigaction(SIGALRM, &action, NULL), 0);
+	cr_assert_eq(setitimer(ITIMER_REAL, &often, NULL), 0);
+	pair = open_pair(&d, 5000);
+	cr_assert_eq(kvxfer_client_query(pair.client, "status", NULL, &json), 0);
+	free(json);
+	cr_assert_eq(kvxfer_client_wait(pair.client, 50, seen_event, &seen), 0);
+	cr_assert_eq(submit_one(&pair, 1, NULL), 0);
+	wait_events(pair.client, &seen, 1);
+	cr_assert_eq(kvxfer_region_unregister(pair.region), 0);
+	kvxfer_client_close(pair.client);
+	cr_assert_eq(setitimer(ITIMER_REAL, &never, NULL), 0);
+	cr_assert_gt(n_signals, 10);
+	fake_daemon_stop(&d);
 	KVX_TEST_END();
 }
 

@@ -210,6 +210,15 @@ Test(client_region, alloc_refuses_bad_layouts_and_options)
 	options.layout = NULL;
 	cr_assert_eq(kvxfer_region_alloc(client, 0, &options, &region), -EINVAL);
 	cr_assert_eq(kvxfer_region_alloc(client, UINT64_MAX, &options, &region), -EINVAL);
+	cr_assert_eq(kvxfer_region_alloc(client, UINT64_C(1) << 60, &options, &region), -ENOMEM);
+	cr_assert_not_null(strstr(kvxfer_client_error(client), "not enough memory"));
+	cr_assert_eq(kvxfer_region_alloc(client, 8192, &options, NULL), -EINVAL);
+	options.name = "a name of a region that is longer than the sixty-four bytes it may have";
+	cr_assert_eq(kvxfer_region_alloc(client, 8192, &options, &region), -EINVAL);
+	options.name = NULL;
+	options.flags = KVXFER_REGION_HUGEPAGES;
+	cr_assert_eq(kvxfer_region_register(client, 0, 0, 8192, &options, &region), -EINVAL);
+	options.flags = 0;
 	options.access = 4;
 	cr_assert_eq(kvxfer_region_alloc(client, 8192, &options, &region), -EINVAL);
 	options.access = 0;
@@ -405,7 +414,7 @@ Test(client_region, registration_that_comes_too_late_is_undone)
 	char *json;
 
 	start_late(&d, &late, KVXP__FRAME_TYPE__FRAME_REGION_REGISTER);
-	client = open_or_fail(&d, 100);
+	client = open_or_fail(&d, 500);
 	cr_assert_eq(kvxfer_region_alloc(client, 4096, NULL, &region), -ETIMEDOUT);
 	for (int i = 0; i < 2; i++) { /* the second is answered after the undoing was read */
 		cr_assert_eq(kvxfer_client_query(client, "status", NULL, &json), 0);
@@ -426,7 +435,7 @@ Test(client_region, import_that_comes_too_late_is_released)
 	char *json;
 
 	start_late(&d, &late, KVXP__FRAME_TYPE__FRAME_IMPORT);
-	client = open_or_fail(&d, 100);
+	client = open_or_fail(&d, 500);
 	cr_assert_eq(kvxfer_import_open(client, "d", 1, NULL, &import_), -ETIMEDOUT);
 	for (int i = 0; i < 2; i++) {
 		cr_assert_eq(kvxfer_client_query(client, "status", NULL, &json), 0);
@@ -446,7 +455,7 @@ Test(client_region, unregister_can_be_repeated_and_is_sent_once)
 	char *json;
 
 	start_late(&d, &late, KVXP__FRAME_TYPE__FRAME_REGION_UNREGISTER);
-	pair = open_pair(&d, 100);
+	pair = open_pair(&d, 500);
 	cr_assert_eq(kvxfer_region_unregister(pair.region), -ETIMEDOUT);
 	cr_assert_eq(kvxfer_region_unregister(pair.region), -ETIMEDOUT);
 	memset(kvxfer_region_data(pair.region), 1, 4096); /* still mapped */

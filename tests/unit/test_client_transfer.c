@@ -443,6 +443,85 @@ Test(client_transfer, messages_are_acknowledged_or_refused)
 	KVX_TEST_END();
 }
 
+static enum fake_answer long_text_at_submit(struct fake_daemon *d, uint16_t type)
+{
+	static char text[40000];
+	Kvxp__Event event = KVXP__EVENT__INIT;
+
+	if (type != KVXP__FRAME_TYPE__FRAME_XFER_SUBMIT)
+		return FAKE_DEFAULT;
+	memset(text, 'x', sizeof(text) - 1);
+	event.type = KVXP__EVENT_TYPE__EVENT_TERMINAL;
+	event.xfer = 1;
+	event.status = KVXFER_TRANSPORT;
+	event.scope = KVXFER_SCOPE_PEER;
+	event.vendor_code = -7;
+	event.text = text;
+	fake_send(d, KVXP__FRAME_TYPE__FRAME_EVENT, &event.base, -1);
+	return FAKE_DONE;
+}
+
+Test(client_transfer, failure_carries_its_cause_however_long)
+{
+	struct fake_daemon d;
+	struct pair pair;
+	struct seen seen = {0};
+
+	fake_daemon_init(&d);
+	d.hook = long_text_at_submit;
+	fake_daemon_start(&d);
+	pair = open_pair(&d, 2000);
+	cr_assert_eq(submit_one(&pair, 1, NULL), 0);
+	wait_events(pair.client, &seen, 1);
+	cr_assert_eq(seen.events[0].status, KVXFER_TRANSPORT);
+	cr_assert_eq(seen.events[0].scope, KVXFER_SCOPE_PEER);
+	cr_assert_str_eq(seen.events[0].transport, "");
+	cr_assert_eq(strlen(seen.events[0].text), sizeof(seen.events[0].text) - 1);
+	kvxfer_client_close(pair.client);
+	fake_daemon_stop(&d);
+	KVX_TEST_END();
+}
+
+static enum fake_answer keep_query(struct fake_daemon *d, uint16_t type)
+{
+	Kvxp__Query *query;
+
+	if (type != KVXP__FRAME_TYPE__FRAME_QUERY)
+		return FAKE_DEFAULT;
+	query = kvxp__query__unpack(NULL, d->len_bytes, d->body);
+	fake_reply(d, query->request_id, strcmp(query->verb, "ping") == 0 ? 0 : KVXFER_UNSUPPORTED,
+		   query->arg, 0);
+	kvxp__query__free_unpacked(query, NULL);
+	return FAKE_DONE;
+}
+
+Test(client_transfer, queries_pass_verb_and_argument)
+{
+	char longer[300], *json = NULL;
+	struct fake_daemon d;
+	struct pair pair;
+
+	memset(longer, 'q', sizeof(longer));
+	longer[299] = '\0';
+	fake_daemon_init(&d);
+	d.hook = keep_query;
+	fake_daemon_start(&d);
+	pair = open_pair(&d, 2000);
+	cr_assert_eq(kvxfer_client_query(pair.client, "ping", "node-b:7", &json), 0);
+	cr_assert_str_eq(json, "node-b:7");
+	free(json);
+	json = NULL;
+	cr_assert_eq(kvxfer_client_query(pair.client, "dance", NULL, &json), -EOPNOTSUPP);
+	cr_assert_eq(kvxfer_client_query(pair.client, longer, NULL, &json), -EINVAL);
+	cr_assert_eq(kvxfer_client_query(pair.client, "ping", longer, &json), -EINVAL);
+	cr_assert_eq(kvxfer_client_query(pair.client, NULL, NULL, &json), -EINVAL);
+	cr_assert_eq(kvxfer_client_query(pair.client, "ping", NULL, NULL), -EINVAL);
+	cr_assert_null(json);
+	kvxfer_client_close(pair.client);
+	fake_daemon_stop(&d);
+	KVX_TEST_END();
+}
+
 Test(client_transfer, wait_keeps_its_time)
 {
 	struct fake_daemon d;

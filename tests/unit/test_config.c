@@ -260,7 +260,8 @@ Test(config, values_that_contradict_each_other_are_refused)
 	    "peer.lost_ms=1500",        "peer.heartbeat_ms=60s",
 	    "peer.reconnect_min_ms=6s", "limits.ops=1000000",
 	    "limits.blocks=4000000",    "limits.frame_bytes=64K",
-	    "fabric.provider=",         long_socket,
+	    "fabric.provider=",         "peer.listen=10.0.0.7:7717",
+	    "peer.listen=[::]:7717",    long_socket,
 	};
 
 	memset(long_socket + strlen(long_socket), 'x', 108); /* one more than fits */
@@ -274,6 +275,24 @@ Test(config, values_that_contradict_each_other_are_refused)
 		cr_assert_eq(kvx_config_finish(&c, &why), -EINVAL, "%s", wrong[i]);
 		cr_assert_not_null(strchr(why.text, '.'), "no key named for %s", wrong[i]);
 		cr_assert_eq(memcmp(&c, &before, sizeof(c)), 0);
+	}
+	KVX_TEST_END();
+}
+
+Test(config, other_addresses_than_loopback_need_insecure_peers)
+{
+	static const char *const fine[] = {"peer.listen=[::1]:0", "peer.listen=127.9.9.9:1",
+					   "peer.listen=node7:7717", "peer.insecure_peers=true",
+					   "peer.enable=false"};
+	struct kvx_config c;
+	struct kvx_why why;
+
+	for (size_t i = 0; i < sizeof(fine) / sizeof(fine[0]); i++) {
+		kvx_config_defaults(&c);
+		if (strncmp(fine[i], "peer.listen", 11) != 0)
+			cr_assert_eq(kvx_config_set(&c, "peer.listen=0.0.0.0:7717", &why), 0);
+		cr_assert_eq(kvx_config_set(&c, fine[i], &why), 0);
+		cr_assert_eq(kvx_config_finish(&c, &why), 0, "%s: %s", fine[i], why.text);
 	}
 	KVX_TEST_END();
 }

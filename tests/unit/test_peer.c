@@ -28,7 +28,7 @@ static int bye_status(const uint8_t *buf, size_t len, char *text, size_t size)
 }
 
 /* Sends a hello that has to be refused; gives the BYE's status. */
-static int refused_hello(const Kvxp__PeerHello *hello, char *text, size_t size)
+static KVX_ON_LOOP int refused_hello(const Kvxp__PeerHello *hello, char *text, size_t size)
 {
 	struct rig_raw raw;
 	uint8_t buf[4096];
@@ -127,7 +127,7 @@ Test(peer, own_node_id_is_refused)
 }
 
 /* What a connection that has not said hello may not send. */
-static void assert_refused_before_hello(const void *bytes, size_t len)
+static KVX_ON_LOOP void assert_refused_before_hello(const void *bytes, size_t len)
 {
 	struct rig_raw raw;
 	uint8_t buf[4096];
@@ -204,7 +204,7 @@ Test(peer, half_open_connections_are_bounded)
 }
 
 /* Says hello as node 9 and sends one frame; does a close the connection? */
-static bool frame_ends_connection(uint16_t type, const void *body, size_t body_len)
+static KVX_ON_LOOP bool frame_ends_connection(uint16_t type, const void *body, size_t body_len)
 {
 	const struct kvx_wire_hdr hdr = {.len_bytes = (uint32_t)body_len, .type = type};
 	static uint64_t epoch = 100;
@@ -525,12 +525,12 @@ Test(peer, simultaneous_dials_leave_one_connection)
 	rig_start(&rig);
 	of_a = rig_desc(&rig.a, rig_region(&rig.a, 4096, RW, NULL));
 	of_b = rig_desc(&rig.b, rig_region(&rig.b, 4096, RW, NULL));
-	cr_assert_eq(kvx_peers_resolve(rig.a.peers, &of_b, KVX_SEC, rig_on_resolved, &to_b,
-				       &resolve, &why),
-		     0);
-	cr_assert_eq(kvx_peers_resolve(rig.b.peers, &of_a, KVX_SEC, rig_on_resolved, &to_a,
-				       &resolve, &why),
-		     0);
+	cr_assert_eq(
+	    kvx_peers_resolve(rig.a.peers, &of_b, KVX_SEC, rig_on_resolved, &to_b, &resolve, &why),
+	    0);
+	cr_assert_eq(
+	    kvx_peers_resolve(rig.b.peers, &of_a, KVX_SEC, rig_on_resolved, &to_a, &resolve, &why),
+	    0);
 	cr_assert(RIG_UNTIL(&rig, to_a.done && to_b.done, 2000));
 	cr_assert_eq(to_a.status, 0, "%s", to_a.text);
 	cr_assert_eq(to_b.status, 0, "%s", to_b.text);
@@ -558,9 +558,12 @@ Test(peer, message_reaches_the_owner_and_its_answer_comes_back)
 	rig_start(&rig);
 	desc = rig_desc(&rig.b, rig_region(&rig.b, 4096, RW, NULL));
 	target = rig_resolve(&rig.a, &desc);
+	rig_pass(&rig, 5);
+	cr_assert_eq(uv_backend_timeout(&rig.loop), -1, "an idle loop sleeps");
 	cr_assert_eq(kvx_peers_message(rig.a.peers, target.target, "hello", 5, KVX_SEC,
 				       rig_on_reply, &reply, &call),
 		     0);
+	cr_assert_eq(uv_backend_timeout(&rig.loop), 0, "the loop would sleep on a frame");
 	cr_assert(RIG_UNTIL(&rig, reply.done, 1000));
 	cr_assert_eq(reply.status, 0, "%s", reply.text);
 	cr_assert_eq(rig.b.message_len, 5);
@@ -579,14 +582,14 @@ Test(peer, message_reaches_the_owner_and_its_answer_comes_back)
 	KVX_TEST_END();
 }
 
-static struct rig_answer ping(const char *who)
+static KVX_ON_LOOP struct rig_answer ping(const char *who)
 {
 	struct rig_answer answer = {0};
 	struct kvx_peer_call *call;
 	struct kvx_why why = {""};
 
-	answer.status = kvx_peers_ping(rig.a.peers, who, KVX_SEC, rig_on_reply, &answer, &call,
-				       &why);
+	answer.status =
+	    kvx_peers_ping(rig.a.peers, who, KVX_SEC, rig_on_reply, &answer, &call, &why);
 	if (answer.status < 0) {
 		snprintf(answer.text, sizeof(answer.text), "%s", why.text);
 		answer.done = true;
@@ -622,7 +625,8 @@ Test(peer, ping_by_address_by_node_id_and_of_nobody)
 
 /* opening */
 
-static int try_listen(const char *listen, const char *advertise, bool insecure, char *text)
+static KVX_ON_LOOP int try_listen(const char *listen, const char *advertise, bool insecure,
+				  char *text)
 {
 	struct kvx_peers_conf conf = rig.a.conf;
 	struct rig_side side = {.rig = &rig};

@@ -1,10 +1,11 @@
-/* Peers: transfers over the lane, its tear-down and recovery, withdrawal of regions, and the loss of
- * a peer in the middle of it all. */
+/* Peers: transfers over the lane, its tear-down and recovery, withdrawal of regions, and the loss
+ * of a peer in the middle of it all. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "fault_alloc.h"
 #include "peer_rig.h"
 #include "proto/kvx_err.h"
 #include "test_end.h"
@@ -17,7 +18,7 @@ static struct kvx_region *here, *there;
 static struct kvx_target *target;
 
 /* A region on either node, and b's resolved on a. */
-static void start_with_target(void)
+static KVX_ON_LOOP void start_with_target(void)
 {
 	struct rig_answer answer;
 	struct kvx_desc desc;
@@ -41,14 +42,14 @@ static bool all_are(const uint8_t *p, uint8_t value)
 	return true;
 }
 
-static void stop(void)
+static KVX_ON_LOOP void stop(void)
 {
 	kvx_target_unref(target);
 	rig_stop(&rig);
 }
 
 /* Gives a a fresh target of the same region, after a loss. */
-static void resolve_again(void)
+static KVX_ON_LOOP void resolve_again(void)
 {
 	struct kvx_desc desc = rig_desc(&rig.b, there);
 	struct rig_answer answer;
@@ -59,7 +60,7 @@ static void resolve_again(void)
 	target = answer.target;
 }
 
-static void assert_write_works(void)
+static KVX_ON_LOOP void assert_write_works(void)
 {
 	unsigned n = rig.a.n_ends;
 
@@ -213,6 +214,39 @@ Test(peer_lane, failed_set_ups_are_tried_again)
 	rig.script.faults[KVX_FAKE_CONNECT].err = -EIO;
 	start_with_target();
 	assert_write_works();
+	stop();
+	KVX_TEST_END();
+}
+
+/* Whatever allocation fails on the way, the transfer ends once, and the next one succeeds. */
+Test(peer_lane, write_survives_every_failed_allocation)
+{
+	bool faulted = true;
+	unsigned n;
+
+	rig_init(&rig);
+	rig.a.conf.reconnect_max_ms = rig.b.conf.reconnect_max_ms = 20;
+	start_with_target();
+	for (n = 1; faulted; n++) {
+		int err;
+
+		rig_pass(&rig, 10); /* the arrival of the write before */
+		rig.a.n_ends = rig.b.n_arrivals = 0;
+		fault_alloc_arm(n);
+		err = rig_submit(&rig.a, KVX_OP_WRITE, here, target, LEN, 500);
+		cr_assert(RIG_UNTIL(&rig, err < 0 || rig.a.n_ends > 0, 3000), "no end");
+		rig_pass(&rig, 30);
+		faulted = fault_alloc_disarm();
+		cr_assert_leq(rig.a.n_ends, 1);
+		cr_assert_leq(rig.b.n_arrivals, 1);
+		if (target->lost) {
+			cr_assert(RIG_UNTIL(&rig, rig_lane_is_up(&rig.a), 2000));
+			resolve_again();
+		}
+		cr_assert(RIG_UNTIL(&rig, rig_lane_is_up(&rig.a), 2000));
+		assert_write_works();
+	}
+	cr_assert_gt(n, 3);
 	stop();
 	KVX_TEST_END();
 }

@@ -509,6 +509,111 @@ Test(plan, random_ops_are_refused_exactly_when_outside)
 	KVX_TEST_END();
 }
 
+static uint64_t any_number(void)
+{
+	const uint64_t edge[] = {
+	    0,         1, 4096, 65536, REGION_BYTES, UINT32_MAX, UINT64_MAX / 2, UINT64_MAX - 1,
+	    UINT64_MAX};
+	return rng() % 3 ? rng_below(8192) : edge[rng_below(9)];
+}
+
+/* Does every piece of the list lie in its block, its plane and its region? In numbers that cannot
+ * wrap. */
+static bool list_fits(const struct kvx_layout *layout, const uint32_t *ids, uint32_t first,
+		      const struct kvx_block_list *list, bool local)
+{
+	typedef unsigned __int128 big;
+	const struct kvx_slice *s = list->slice;
+	if ((big)first + list->n_planes > layout->n_planes)
+		return false;
+	for (uint32_t p = first; p < first + list->n_planes; p++) {
+		const struct kvx_plane *plane = &layout->planes[p];
+		for (uint32_t i = 0; i < list->n_blocks; i++) {
+			big end =
+			    (big)ids[i] * plane->block_stride + plane->offset + plane->block_bytes;
+			if (ids[i] >= plane->n_blocks || end > REGION_BYTES)
+				return false;
+		}
+		if (s == NULL)
+			continue;
+		big stride = local ? s->local_stride : s->remote_stride;
+		big at = local ? s->local_offset : s->remote_offset;
+		if (s->count > 1 && stride < s->bytes)
+			return false;
+		if (s->count == 0 || s->bytes == 0 ||
+		    at + (big)(s->count - 1) * stride + s->bytes > plane->block_bytes)
+			return false;
+	}
+	return true;
+}
+
+static bool sizes_equal(const struct kvx_layout *a, const struct kvx_layout *b,
+			const struct kvx_block_list *list)
+{
+	for (uint32_t i = 0; list->slice == NULL && i < list->n_planes; i++) {
+		if (a->planes[list->local_plane + i].block_bytes !=
+		    b->planes[list->remote_plane + i].block_bytes)
+			return false;
+	}
+	return true;
+}
+
+static void wild_layout(struct kvx_layout *layout)
+{
+	for (uint32_t p = 0; p < layout->n_planes; p++)
+		layout->planes[p] = (struct kvx_plane){
+		    .offset = any_number(),
+		    .block_stride = any_number(),
+		    .block_bytes = 1 + rng_below(2) * 63 + rng_below(64) * (rng() % 4 == 0),
+		    .n_blocks = (uint32_t)any_number()};
+}
+
+/* Lists, slices and layouts of any numbers at all: accepted exactly when every piece is inside. */
+Test(plan, random_block_lists_are_refused_exactly_when_outside)
+{
+	struct kvx_layout *here = kvx_layout_create(3), *there = kvx_layout_create(3);
+	struct kvx_plan_side local = {REGION_BYTES, here}, remote = {REGION_BYTES, there};
+	unsigned n_ok = 0, n_slices = 0;
+	rng_state = 4711;
+	for (unsigned round = 0; round < 60000; round++) {
+		uint32_t l[3], r[3];
+		struct kvx_slice slice = {any_number() % 80, any_number() % 80, any_number() % 40,
+					  any_number(),      any_number(),      rng_below(4)};
+		struct kvx_block_list list = {rng_below(4),
+					      rng_below(4),
+					      1 + rng_below(3),
+					      1 + rng_below(3),
+					      l,
+					      r,
+					      rng() % 2 ? &slice : NULL};
+		struct kvx_plan *plan = NULL;
+		struct kvx_span s;
+		wild_layout(here);
+		wild_layout(there);
+		for (uint32_t i = 0; i < 3; i++) {
+			l[i] = rng() % 8 ? rng_below(4) : (uint32_t)any_number();
+			r[i] = rng() % 8 ? rng_below(4) : (uint32_t)any_number();
+		}
+		bool fits = list_fits(here, l, list.local_plane, &list, true) &&
+			    list_fits(there, r, list.remote_plane, &list, false) &&
+			    sizes_equal(here, there, &list);
+		cr_assert_eq(kvx_plan_create(&local, &remote, &plan), 0);
+		cr_assert_eq(kvx_plan_add_blocks(plan, &list, NULL) == 0, fits, "round %u", round);
+		while (kvx_plan_next(plan, UINT64_MAX, UINT64_MAX, &s, 1) == 1) {
+			cr_assert(s.len_bytes <= REGION_BYTES &&
+				  s.local_offset <= REGION_BYTES - s.len_bytes &&
+				  s.remote_offset <= REGION_BYTES - s.len_bytes);
+		}
+		n_ok += fits;
+		n_slices += fits && list.slice != NULL;
+		kvx_plan_destroy(plan);
+	}
+	cr_assert(n_ok > 300 && n_slices > 50, "%u accepted, %u slices", n_ok, n_slices);
+	kvx_layout_destroy(here);
+	kvx_layout_destroy(there);
+	KVX_TEST_END();
+}
+
 Test(plan, wrong_number_of_lengths_is_refused)
 {
 	const uint64_t v[] = {0, 1, 2};

@@ -20,11 +20,24 @@ static struct kvx_regions *table(uint32_t regions, uint32_t per_client, uint64_t
 	return made;
 }
 
+static struct kvx_region_request request_of(int fd, uint64_t len)
+{
+	return (struct kvx_region_request){.owner = 7,
+					   .ops = &kvx_mem_host_ops,
+					   .fd = fd,
+					   .len_bytes = len,
+					   .access = KVX_ACCESS_READ};
+}
+
 static int add(struct kvx_regions *regions, uint64_t len, uint32_t owner_regions,
 	       uint64_t owner_bytes, struct kvx_region **out_region, struct kvx_why *why)
 {
-	return kvx_region_add(regions, 7, &kvx_mem_host_ops, test_memfd(len, TEST_SEALS), 0, len,
-			      owner_regions, owner_bytes, kvx_layout_create(1), out_region, why);
+	struct kvx_region_request request = request_of(test_memfd(len, TEST_SEALS), len);
+
+	request.owner_regions = owner_regions;
+	request.owner_bytes = owner_bytes;
+	request.layout = kvx_layout_create(1);
+	return kvx_region_add(regions, &request, out_region, why);
 }
 
 Test(region, life_of_one)
@@ -36,6 +49,7 @@ Test(region, life_of_one)
 	cr_assert_eq(add(regions, 2 * PAGE, 0, 0, &region, NULL), 0);
 	cr_assert_eq(region->state, KVX_REGION_MAPPING);
 	cr_assert_eq(region->owner, 7);
+	cr_assert_eq(region->access, KVX_ACCESS_READ);
 	cr_assert_neq(region->id, 0);
 	cr_assert_eq(kvx_region_find(regions, region->id), region);
 	cr_assert_eq(kvx_region_next(regions, &cursor), region);
@@ -114,11 +128,9 @@ Test(region, bad_memory_is_refused_with_its_reason)
 	struct kvx_regions *regions = table(10, 10, 1 << 20, 1 << 20);
 	struct kvx_region *region;
 	struct kvx_why why;
-	int fd = test_memfd(PAGE, 0);
+	struct kvx_region_request request = request_of(test_memfd(PAGE, 0), PAGE);
 
-	cr_assert_eq(
-	    kvx_region_add(regions, 7, &kvx_mem_host_ops, fd, 0, PAGE, 0, 0, NULL, &region, &why),
-	    -EPERM);
+	cr_assert_eq(kvx_region_add(regions, &request, &region, &why), -EPERM);
 	cr_assert_not_null(strstr(why.text, "F_SEAL_SHRINK"), "%s", why.text);
 	cr_assert_eq(kvx_regions_count(regions), 0);
 	cr_assert_eq(kvx_regions_bytes(regions), 0);
@@ -164,11 +176,10 @@ Test(region, out_of_memory_leaves_nothing_behind)
 	}
 	cr_assert_eq(err, 0);
 	for (n = 1;; n++) {
-		int fd = test_memfd(PAGE, TEST_SEALS);
+		struct kvx_region_request request = request_of(test_memfd(PAGE, TEST_SEALS), PAGE);
 
 		fault_alloc_arm(n);
-		err = kvx_region_add(regions, 7, &kvx_mem_host_ops, fd, 0, PAGE, 0, 0, NULL,
-				     &region, NULL);
+		err = kvx_region_add(regions, &request, &region, NULL);
 		if (!fault_alloc_disarm())
 			break;
 		cr_assert_eq(err, -ENOMEM);

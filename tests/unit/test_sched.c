@@ -400,6 +400,37 @@ Test(sched, batches_go_to_the_least_loaded_outlet)
 	KVX_TEST_END();
 }
 
+/* Where the CPU copies, a lone item that would fit into one batch is shared out. */
+Test(sched, lone_item_is_spread_over_copying_outlets)
+{
+	struct kvx_transport_ops copying = kvx_fake_ops;
+	struct rig rig = {.n_lanes = 0};
+	struct load a = {.total = 512 * KIB}, b = {.total = 512 * KIB}, c = {.total = 64 * KIB};
+	copying.caps |= KVX_CAP_CPU_COPY;
+	rig_open(&rig, &(struct rig_conf){
+			   .n_lanes = 1, .n_outlets = 2, .n_batches = 8, .quantum = 1024 * KIB});
+	rig.lanes[0].lane.ops = &copying;
+	const struct kvx_outlet *o = rig.lanes[0].lane.outlets;
+	load_start(&rig, &a, 0, 1);
+	kvx_scheds_pump(rig.scheds);
+	cr_assert_eq(o[0].bytes_in_flight, 256 * KIB);
+	cr_assert_eq(o[1].bytes_in_flight, 256 * KIB);
+	run_out(&rig);
+	load_start(&rig, &c, 0, 1); /* too small to be worth it */
+	kvx_scheds_pump(rig.scheds);
+	cr_assert_eq(o[0].bytes_in_flight + o[1].bytes_in_flight, 64 * KIB);
+	cr_assert_eq(c.n_pulls, 1);
+	run_out(&rig);
+	a = (struct load){.total = 512 * KIB};
+	load_start(&rig, &a, 0, 1); /* not alone: whole batches */
+	load_start(&rig, &b, 0, 2);
+	kvx_scheds_pump(rig.scheds);
+	cr_assert_eq(a.n_pulls, 1);
+	run_out(&rig);
+	rig_close(&rig);
+	KVX_TEST_END();
+}
+
 /* Two lanes and fewer batches than either could use: both go on. */
 Test(sched, lanes_share_the_pool_fairly)
 {
@@ -481,6 +512,26 @@ Test(sched, inline_item_is_over_when_pump_returns)
 	cr_assert_eq(rig.lanes[0].lane.outlets[0].batches_in_flight, 1);
 	run_out(&rig);
 	cr_assert_eq(big.done, big.total);
+	rig_close(&rig);
+	KVX_TEST_END();
+}
+
+/* The last bytes of a big item are not copied on the loop while the rest is on its way. */
+Test(sched, tail_of_a_big_item_is_not_inline)
+{
+	struct rig rig = {.n_lanes = 0};
+	struct load load = {.total = 40 * KIB};
+	rig.script.limits.batch_bytes = 32 * KIB;
+	rig_open(&rig, &(struct rig_conf){.n_lanes = 1,
+					  .n_outlets = 1,
+					  .n_batches = 8,
+					  .quantum = 64 * KIB,
+					  .inline_max = 16 * KIB});
+	load_start(&rig, &load, 0, 1);
+	kvx_scheds_pump(rig.scheds);
+	cr_assert_eq(rig.lanes[0].lane.outlets[0].batches_in_flight, 2);
+	cr_assert_eq(rig.lanes[0].inline_outlet.batches_in_flight, 0);
+	run_out(&rig);
 	rig_close(&rig);
 	KVX_TEST_END();
 }

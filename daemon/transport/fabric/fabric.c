@@ -2,9 +2,10 @@
  * are). This file is its table and the two calls that only choose between packed messages and RMA.
  * Owned and called by one worker thread per domain.
  *
- * Small ops are packed into messages and placed by the receiving daemon's worker, which checks each
- * of them against its own memory table; ops of fabric_rma_min_bytes and more may go by RMA. See
- * fabric_priv.h for the objects and pack.h for the messages. */
+ * Small ops are packed into messages and scattered by the receiving daemon's worker; large ones are
+ * announced by a message and received straight into their place (fabric_place.c), or go by RMA
+ * where fabric_rma_min_bytes says so. Except for RMA the receiver checks each op against its own
+ * memory table. See fabric_priv.h for the objects and pack.h for the messages. */
 #include "transport/fabric/fabric_priv.h"
 
 #include <errno.h>

@@ -1,6 +1,7 @@
 /* Moving bytes between regions and message buffers: the only code of this backend that touches
  * region memory with the CPU, always inside a guard. Called by fabric_msg.c and fabric_serve.c on
  * the worker thread. Checks nothing: pieces were checked against their region before. */
+#include <errno.h>
 #include <string.h>
 
 #if defined(__x86_64__)
@@ -14,10 +15,16 @@
  * device), and a write that allocates cache lines reads each of them first. */
 #define COPY_NT_MIN_BYTES 2048u
 
+/* Between two looks at the lease: what a daemon that is stopped in the middle of a message and
+ * continued after its lease is over may still place. */
+#define COPY_LEASE_STEP_BYTES (16u << 10)
+
 struct copy_args {
 	uint8_t *run;
 	const struct fab_place *places;
 	uint32_t n;
+	const struct kvx_ep *ep; /* scatter: whose lease allows it */
+	int status;              /* scatter: out */
 };
 
 static void copy_gather(void *arg)
@@ -72,35 +79,55 @@ static void copy_nt_end(void)
 }
 #endif
 
+static void copy_piece(uint8_t *dst, const uint8_t *src, uint64_t len)
+{
+	if (len >= COPY_NT_MIN_BYTES)
+		copy_nt(dst, src, len);
+	else
+		memcpy(dst, src, len);
+}
+
 static void copy_scatter(void *arg)
 {
-	const struct copy_args *a = arg;
+	struct copy_args *a = arg;
 	const uint8_t *run = a->run;
+	uint64_t left = 0; /* that the last look at the lease covers */
 
 	for (uint32_t i = 0; i < a->n; i++) {
 		const struct fab_place *p = &a->places[i];
+		uint64_t step;
 
-		if (p->len_bytes >= COPY_NT_MIN_BYTES)
-			copy_nt(p->mr->addr + p->offset, run, p->len_bytes);
-		else
-			memcpy(p->mr->addr + p->offset, run, p->len_bytes);
-		run += p->len_bytes;
+		for (uint64_t at = 0; at < p->len_bytes; at += step, run += step, left -= step) {
+			if (left == 0) {
+				if (fab_ep_lease_over(a->ep)) {
+					a->status = -EHOSTDOWN;
+					goto out;
+				}
+				left = COPY_LEASE_STEP_BYTES;
+			}
+			step = p->len_bytes - at < left ? p->len_bytes - at : left;
+			copy_piece(p->mr->addr + p->offset + at, run, step);
+		}
 	}
+out:
 	copy_nt_end();
 }
 
 int fab_gather(uint8_t *dst, const struct fab_place *places, uint32_t n)
 {
-	struct copy_args args = {dst, places, n};
+	struct copy_args args = {.run = dst, .places = places, .n = n};
 
 	return n > 0 ? kvx_guard_run(copy_gather, &args) : 0;
 }
 
-int fab_scatter(const uint8_t *src, const struct fab_place *places, uint32_t n)
+int fab_scatter(const struct kvx_ep *ep, const uint8_t *src, const struct fab_place *places,
+		uint32_t n)
 {
-	struct copy_args args = {(uint8_t *)(uintptr_t)src, places, n};
+	struct copy_args args = {
+	    .run = (uint8_t *)(uintptr_t)src, .places = places, .n = n, .ep = ep};
+	int rc = kvx_guard_run(copy_scatter, &args);
 
-	return kvx_guard_run(copy_scatter, &args);
+	return rc < 0 ? rc : args.status;
 }
 
 static void touch_pages(void *arg)

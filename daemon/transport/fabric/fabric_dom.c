@@ -11,9 +11,20 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "mem/guard.h"
 #include "transport/fabric/fabric_priv.h"
 
 #define FAB_CQ_ENTRIES 4096u
+
+/* By default the tcp provider copies short runs of bytes through buffers of its own with memcpy():
+ * on region memory that is not there this raises SIGBUS outside of any guard, where a system call
+ * just fails. It reads these once, at its first use; here, because setenv(3) is for a process of
+ * one thread. */
+__attribute__((constructor)) static void library_setup(void)
+{
+	(void)setenv("FI_TCP_PREFETCH_RBUF_SIZE", "0", 1);
+	(void)setenv("FI_TCP_STAGING_SBUF_SIZE", "0", 1);
+}
 
 int fabric_err(ssize_t rc)
 {
@@ -84,7 +95,6 @@ static int info_get_type(const struct kvx_dom_conf *conf, enum fi_ep_type type, 
 		return -ENOMEM;
 	hints->caps = caps;
 	hints->ep_attr->type = type;
-	hints->tx_attr->inject_size = FAB_MIN_INJECT;
 	hints->domain_attr->mr_mode =
 	    FI_MR_LOCAL | FI_MR_VIRT_ADDR | FI_MR_ALLOCATED | FI_MR_PROV_KEY;
 	hints->domain_attr->threading = FI_THREAD_DOMAIN;
@@ -107,7 +117,8 @@ static int info_get(const struct kvx_dom_conf *conf, struct fi_info **out_info, 
 		    struct kvx_why *why)
 {
 	static const enum fi_ep_type types[] = {FI_EP_MSG, FI_EP_RDM};
-	bool rma = conf->fabric_rma_min_bytes != UINT64_MAX;
+	/* No op is longer than a message. */
+	bool rma = conf->fabric_rma_min_bytes <= conf->fabric_message_bytes;
 	int rc = -EOPNOTSUPP;
 
 	if (conf->provider == NULL || conf->bind_host == NULL)
@@ -129,6 +140,12 @@ static int info_get(const struct kvx_dom_conf *conf, struct fi_info **out_info, 
 			       "fabric: libfabric offers no provider \"%s\" for address %s "
 			       "(fi_info -p %s shows what it has)",
 			       conf->provider, conf->bind_host, conf->provider);
+	/* Not a hint: a provider may then give no more than that. */
+	if ((*out_info)->tx_attr->inject_size < FAB_MIN_INJECT) {
+		fi_freeinfo(*out_info);
+		return kvx_why(why, -EOPNOTSUPP, "fabric: provider %s injects fewer than %u bytes",
+			       conf->provider, FAB_MIN_INJECT);
+	}
 	if (info_addr_is_any(*out_info)) {
 		fi_freeinfo(*out_info);
 		return kvx_why(why, -EINVAL,
@@ -300,6 +317,11 @@ int fabric_open(const struct kvx_dom_conf *conf, struct kvx_dom **out_dom,
 	dom->event_fd = -1;
 	dom->done_tail = &dom->done_head;
 	dom->news_tail = &dom->news_head;
+	rc = kvx_guard_install();
+	if (rc < 0) {
+		(void)kvx_why(why, rc, "fabric: cannot handle SIGBUS: %s", strerror(-rc));
+		goto err_free;
+	}
 	rc = info_get(conf, &dom->info, &dom->rma, why);
 	if (rc < 0)
 		goto err_free;

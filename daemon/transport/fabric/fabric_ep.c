@@ -114,8 +114,8 @@ static int ep_map_chunk(struct kvx_ep *ep)
 {
 	const struct kvx_dom *dom = ep->dom;
 	size_t one = KVX_PACK_HEAD_BYTES + ((dom->message_bytes + 4095) & ~(size_t)4095);
-	size_t bytes = (FAB_N_RX + FAB_N_TX + FAB_N_REPLY) * one +
-		       (size_t)dom->queue * KVX_PACK_HEAD_BYTES;
+	size_t bytes =
+	    (FAB_N_RX + FAB_N_TX + FAB_N_REPLY) * one + (size_t)dom->queue * KVX_PACK_HEAD_BYTES;
 	uint8_t *p;
 	int rc;
 
@@ -145,6 +145,22 @@ static int ep_map_chunk(struct kvx_ep *ep)
 	return 0;
 }
 
+static void ep_free_buffers(struct kvx_ep *ep)
+{
+	if (ep->chunk_mr != NULL)
+		fi_close(&ep->chunk_mr->fid);
+	if (ep->chunk != NULL)
+		munmap(ep->chunk, ep->chunk_bytes);
+	free(ep->reqs);
+	free(ep->acks);
+	free(ep->waiting);
+	ep->chunk_mr = NULL;
+	ep->chunk = NULL;
+	ep->reqs = NULL;
+	ep->acks = NULL;
+	ep->waiting = NULL;
+}
+
 static int ep_alloc_buffers(struct kvx_ep *ep)
 {
 	uint32_t queue = ep->dom->queue;
@@ -161,17 +177,6 @@ static int ep_alloc_buffers(struct kvx_ep *ep)
 		ep->free_reqs = &ep->reqs[i];
 	}
 	return ep_map_chunk(ep);
-}
-
-static void ep_free_buffers(struct kvx_ep *ep)
-{
-	if (ep->chunk_mr != NULL)
-		fi_close(&ep->chunk_mr->fid);
-	if (ep->chunk != NULL)
-		munmap(ep->chunk, ep->chunk_bytes);
-	free(ep->reqs);
-	free(ep->acks);
-	free(ep->waiting);
 }
 
 int fab_ep_post_rx(struct kvx_ep *ep, unsigned i)
@@ -200,8 +205,10 @@ int fabric_connect(struct kvx_ep *ep, const void *addr, size_t addr_len)
 		return -EOPNOTSUPP;
 	ep->peer_secret = le64toh(wire.secret);
 	rc = ep_alloc_buffers(ep);
-	if (rc < 0)
+	if (rc < 0) {
+		ep_free_buffers(ep);
 		return rc;
+	}
 	ep->state = FAB_EP_CONNECTING;
 	ep->dom->n_connecting++;
 	rc = fab_cm_connect(ep, (const uint8_t *)addr + sizeof(wire), addr_len - sizeof(wire));

@@ -15,7 +15,8 @@
 
 unsigned fab_out_n_direct(const struct kvx_ep *ep, const struct fab_place *places, uint32_t n)
 {
-	unsigned max = ep->dom->iov_limit - 1;
+	/* Connectionless endpoints are a layer that may copy with the CPU, outside of a guard. */
+	unsigned max = ep->dom->connected_eps ? ep->dom->iov_limit - 1 : 0;
 	unsigned k = 0;
 
 	while (k < max && k < n && places[n - 1 - k].len_bytes >= DIRECT_MIN_BYTES)
@@ -164,10 +165,8 @@ int fab_msg_on_data(struct kvx_ep *ep, const struct kvx_pack_msg *msg)
 		return -EPROTO;
 	if (req->dead)
 		rc = -ECANCELED;
-	else if (fab_ep_lease_over(ep))
-		rc = -EHOSTDOWN;
 	else
-		rc = fab_scatter(msg->data, req->places, req->n_places);
+		rc = fab_scatter(ep, msg->data, req->places, req->n_places);
 	fab_req_answer(req, rc);
 	return 0;
 }

@@ -12,7 +12,7 @@
 #include "transport/fabric/fabric_priv.h"
 
 /* Below, the two messages cost more than the copies that they spare. */
-#define PLACE_MIN_BYTES (32u << 10)
+#define PLACE_MIN_BYTES (64u << 10)
 
 bool fab_place_wants(const struct kvx_ep *ep, uint64_t len_bytes)
 {

@@ -113,7 +113,8 @@ struct fab_waiting {
 	uint8_t msg[KVX_PACK_HEAD_BYTES];
 };
 
-/* The message that is being received straight into a region: after an *_AHEAD message, one at a time.
+/* The message that is being received straight into a region: after an *_AHEAD message, one at a
+ * time.
  */
 struct fab_placing {
 	bool active;
@@ -147,8 +148,8 @@ struct kvx_ep {
 	uint64_t secret;      /* in every message to us */
 	uint64_t peer_secret; /* in every message from us; 0: connect() was not called */
 	uint64_t lease_ns;
-	struct fi_info *connreq; /* a connection request that came before connect() */
-	uint64_t connreq_from;   /* ... and the secret it names as its own */
+	struct fi_info *connreq;      /* a connection request that came before connect() */
+	uint64_t connreq_from;        /* ... and the secret it names as its own */
 	struct kvx_pack_hello limits; /* what both sides take */
 
 	uint8_t *chunk; /* all buffers of this ep */
@@ -185,20 +186,20 @@ struct kvx_dom {
 	struct fid_fabric *fabric;
 	struct fid_domain *domain;
 	struct fid_cq *cq;
-	struct fid_eq *eq;    /* connection-oriented only */
-	struct fid_pep *pep;  /* likewise */
-	struct fid_av *av;    /* connectionless only */
-	int event_fd;         /* epoll of what the two queues give */
-	bool connected_eps;   /* FI_EP_MSG; else FI_EP_RDM */
-	bool rma;             /* large ops go by RMA */
-	bool placing;         /* large ops of packed messages are received where they belong */
-	unsigned n_placing;   /* eps that do so right now */
-	bool mr_local;        /* the provider wants local buffers registered */
-	bool mr_virt;         /* RMA addresses are virtual, else offsets */
-	bool mr_prov_key;     /* the provider chooses RMA keys */
+	struct fid_eq *eq;   /* connection-oriented only */
+	struct fid_pep *pep; /* likewise */
+	struct fid_av *av;   /* connectionless only */
+	int event_fd;        /* epoll of what the two queues give */
+	bool connected_eps;  /* FI_EP_MSG; else FI_EP_RDM */
+	bool rma;            /* large ops go by RMA */
+	bool placing;        /* large ops of packed messages are received where they belong */
+	unsigned n_placing;  /* eps that do so right now */
+	bool mr_local;       /* the provider wants local buffers registered */
+	bool mr_virt;        /* RMA addresses are virtual, else offsets */
+	bool mr_prov_key;    /* the provider chooses RMA keys */
 	bool eq_due;
 	bool cq_left; /* completions may be left unread */
-	bool lost;            /* DEVICE_LOST is to be reported */
+	bool lost;    /* DEVICE_LOST is to be reported */
 	bool lost_told;
 	unsigned iov_limit;
 	unsigned rx_iov_limit;
@@ -291,7 +292,8 @@ int fab_out_send(const struct fab_out *out, unsigned n_direct);
 bool fab_place_wants(const struct kvx_ep *ep, uint64_t len_bytes);
 /* The head (an *_AHEAD message) and then the places, without a copy; returns as fab_out_send(). */
 int fab_place_send(const struct fab_out *out);
-/* Sends what is owed: nothing else may be sent on the ep before. 0, -EAGAIN, or the ep is broken. */
+/* Sends what is owed: nothing else may be sent on the ep before. 0, -EAGAIN, or the ep is broken.
+ */
 int fab_place_settle(struct kvx_ep *ep);
 void fab_place_on_write(struct kvx_ep *ep, const struct kvx_pack_msg *msg);
 int fab_place_on_data(struct kvx_ep *ep, const struct kvx_pack_msg *msg); /* -EPROTO */
@@ -305,7 +307,7 @@ int fab_serve_resolve(const struct kvx_dom *dom, const struct kvx_pack_msg *msg,
 		      struct fab_place places[KVX_PACK_MAX_OPS]);
 void fab_serve_ack(struct kvx_ep *ep, uint32_t id, int status);
 void fab_serve_bad(struct kvx_ep *ep, const char *text); /* the peer broke the protocol */
-void fab_serve_flush(struct kvx_ep *ep); /* waiting READs, acks */
+void fab_serve_flush(struct kvx_ep *ep);                 /* waiting READs, acks */
 bool fab_serve_stuck(const struct kvx_ep *ep); /* has work that no completion will wake it for */
 
 /* fabric_rma.c */
@@ -317,22 +319,22 @@ int fabric_mem_reg(struct kvx_dom *dom, const struct kvx_mem *mem, uint32_t righ
 		   struct kvx_mr **out_mr);
 void fabric_mem_dereg(struct kvx_mr *mr);
 int fabric_mkey_pack(const struct kvx_mr *mr, void *buf, size_t buf_bytes);
-int fabric_rkey_unpack(struct kvx_ep *ep, const void *mkey, size_t len,
-		       struct kvx_rkey **out_rkey);
+int fabric_rkey_unpack(struct kvx_ep *ep, const void *mkey, size_t len, struct kvx_rkey **out_rkey);
 void fabric_rkey_free(struct kvx_rkey *rkey);
 
 /* fabric_copy.c: region places from or to one run of bytes, guarded: 0, or -EFAULT when region
- * memory is not there. */
+ * memory is not there. scatter looks at the ep's lease as it goes: -EHOSTDOWN when it is over. */
 int fab_gather(uint8_t *dst, const struct fab_place *places, uint32_t n);
-int fab_scatter(const uint8_t *src, const struct fab_place *places, uint32_t n);
+int fab_scatter(const struct kvx_ep *ep, const uint8_t *src, const struct fab_place *places,
+		uint32_t n);
 /* Makes sure that huge pages of what is about to be sent without a copy are there. */
 int fab_touch(const struct fab_place *place);
 
 /* A context is kind, slot, ep index and generation in one number. */
 static inline void *fab_ctx(const struct kvx_ep *ep, enum fab_ctx_kind kind, unsigned slot)
 {
-	uint64_t v = ((uint64_t)ep->gen << 48) | ((uint64_t)ep->index << 32) |
-		     ((uint64_t)kind << 24) | slot;
+	uint64_t v =
+	    ((uint64_t)ep->gen << 48) | ((uint64_t)ep->index << 32) | ((uint64_t)kind << 24) | slot;
 
 	return (void *)(uintptr_t)v;
 }

@@ -135,8 +135,8 @@ static void read_cq(struct kvx_dom *dom)
 {
 	struct fi_cq_msg_entry entries[CQ_BATCH];
 
-	/* Set again unless the queue is found empty: the provider may hold bytes that it has read from
-	 * the connection already, and its wait fd knows nothing of them. */
+	/* Set again unless the queue is found empty: the provider may hold bytes that it has read
+	 * from the connection already, and its wait fd knows nothing of them. */
 	dom->cq_left = true;
 	for (unsigned round = 0; round < CQ_ROUNDS; round++) {
 		ssize_t n = fi_cq_read(dom->cq, entries, CQ_BATCH);
@@ -159,8 +159,8 @@ static void read_cq(struct kvx_dom *dom)
 	}
 }
 
-/* By RMA, and where data is placed, bytes land inside fi_cq_read() itself: an ep whose lease is over
- * must be gone before. */
+/* By RMA, and where data is placed, bytes land inside fi_cq_read() itself: an ep whose lease is
+ * over must be gone before. */
 static void check_leases(struct kvx_dom *dom)
 {
 	for (unsigned i = 0; i < dom->n_eps; i++) {
@@ -253,8 +253,7 @@ int fabric_arm(struct kvx_dom *dom)
 	int n_fids = 1;
 
 	if (dom->cq_left || dom->done_head != NULL || dom->news_head != NULL ||
-	    dom->dirty_head != NULL ||
-	    (dom->lost && !dom->lost_told))
+	    dom->dirty_head != NULL || (dom->lost && !dom->lost_told))
 		return -EAGAIN;
 	if (dom->lost)
 		return 0;

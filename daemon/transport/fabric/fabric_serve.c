@@ -83,10 +83,8 @@ static void serve_write(struct kvx_ep *ep, const struct kvx_pack_msg *msg)
 	struct fab_place places[KVX_PACK_MAX_OPS];
 	int rc = fab_serve_resolve(ep->dom, msg, KVX_ACCESS_WRITE, places);
 
-	if (rc == 0 && fab_ep_lease_over(ep))
-		rc = -EHOSTDOWN;
 	if (rc == 0)
-		rc = fab_scatter(msg->data, places, msg->n_ops);
+		rc = fab_scatter(ep, msg->data, places, msg->n_ops);
 	fab_serve_ack(ep, msg->id, rc);
 }
 

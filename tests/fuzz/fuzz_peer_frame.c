@@ -1,0 +1,449 @@
+/* Fuzzes what another node may send: the input is a stream of frames into a connection of the peer
+ * channel, over a real node on the fake transport and in virtual time. The first byte says how far
+ * the connection has got before the input begins: bit 0 hello, bit 1 the lane is up, bit 2 a region
+ * of the other node is being resolved, bit 3 it was, and a transfer to it runs, bit 4 our node id
+ * is the higher one. So that inputs can name objects that exist, these words are replaced in
+ * bodies: "REGION-A" (8 bytes: our region's id) and "TOKENTOKENTOKEN!" (16: its token). After each
+ * input nothing of the other node may be left. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "transport/fake/fake.h"
+#include "xfer/peer_priv.h"
+#include "xfer/plan.h"
+
+#define MAX_FRAMES 64
+#define MAX_BODY   65536u
+#define LEN        65536u
+#define THEIRS     77u /* a region of theirs */
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int LLVMFuzzerInitialize(int *argc, char ***argv);
+
+static struct {
+	uv_loop_t loop;
+	struct kvx_fake_script script;
+	struct kvx_timers *timers;
+	struct kvx_node *node, *other; /* the other one only has an endpoint and a region */
+	struct kvx_peers *peers;
+	struct kvx_region *region, *theirs;
+	struct kvx_ep *their_ep;
+	unsigned n_region_events, n_answers, n_ends;
+	struct kvx_target *target;
+	uint8_t their_addr[KVX_TRANSPORT_ADDR_MAX];
+	size_t their_addr_len;
+} f;
+
+/* a node of plain memory */
+
+static int mem_check(struct kvx_mem *mem, struct kvx_why *why)
+{
+	mem->page_bytes = 4096;
+	return 0;
+}
+
+static int mem_map(struct kvx_mem *mem, struct kvx_why *why)
+{
+	mem->addr = calloc(1, mem->len_bytes);
+	return mem->addr != NULL ? 0 : -ENOMEM;
+}
+
+static void mem_unmap(struct kvx_mem *mem)
+{
+	free(mem->addr);
+	mem->addr = NULL;
+}
+
+static const struct kvx_mem_ops fuzz_mem_ops = {KVX_MEM_HOST, "fuzz", mem_check, mem_map,
+						mem_unmap};
+
+static uint64_t script_now(void *arg)
+{
+	return f.script.now_ns;
+}
+
+static void on_terminal(void *arg, const struct kvx_xfer_end *end)
+{
+	f.n_ends++;
+}
+
+static void on_arrival(void *arg, const struct kvx_arrival *arrival)
+{
+	kvx_assert(arrival->region == f.region->id && arrival->payload_bytes <= KVX_PAYLOAD_MAX);
+	kvx_assert(arrival->status == 0 || arrival->payload == NULL);
+}
+
+static int on_message(void *arg, struct kvx_region *region, const void *data, uint32_t len)
+{
+	kvx_assert(region == f.region && len <= KVX_PAYLOAD_MAX);
+	return 0;
+}
+
+static void on_region(void *arg, struct kvx_region *region, int status, const char *text)
+{
+	kvx_assert(status == 0);
+	f.n_region_events++;
+}
+
+static void on_resolved(void *arg, int status, const char *text, struct kvx_target *target)
+{
+	f.n_answers++;
+	f.target = target;
+}
+
+static KVX_ON_LOOP void turn(uint64_t ns)
+{
+	uv_run(&f.loop, UV_RUN_NOWAIT);
+	kvx_timers_run(f.timers);
+	while (kvx_node_pump(f.node) || kvx_node_pump(f.other))
+		;
+	kvx_fake_advance(&f.script, ns);
+}
+
+static KVX_ON_LOOP void turns(unsigned n)
+{
+	while (n-- > 0)
+		turn(KVX_MS);
+}
+
+static KVX_ON_LOOP struct kvx_node *make_node(void)
+{
+	const struct kvx_node_conf conf = {
+	    .epoch = 1,
+	    .timers = f.timers,
+	    .dom = {.test = &f.script, .mem_kinds = 1u << KVX_MEM_HOST},
+	    .copy_workers = 1,
+	    .fabric = true,
+	    .quantum_bytes = 1u << 20,
+	    .n_batches = 16,
+	    .region_limits = {64, 64, 1ull << 40, 1ull << 40},
+	    .xfers = {.max_xfers = 100,
+		      .default_deadline_ns = KVX_SEC,
+		      .fence_bound_ns = 100 * KVX_MS,
+		      .on_terminal = on_terminal,
+		      .on_arrival = on_arrival},
+	    .copy_ops = &kvx_fake_ops,
+	    .peer_ops = &kvx_fake_ops,
+	};
+	struct kvx_node *node = NULL;
+	struct kvx_why why;
+	int err = kvx_node_open(&conf, &node, &why);
+
+	kvx_assert(err == 0);
+	return node;
+}
+
+static KVX_ON_LOOP struct kvx_region *make_region(struct kvx_node *node)
+{
+	struct kvx_region *region = NULL;
+	struct kvx_why why;
+	unsigned before = f.n_region_events;
+	const struct kvx_region_request request = {
+	    .owner = 1,
+	    .ops = &fuzz_mem_ops,
+	    .fd = -1,
+	    .len_bytes = LEN,
+	    .access = KVX_ACCESS_READ | KVX_ACCESS_WRITE,
+	};
+	int err = kvx_region_add(kvx_node_regions(node), &request, &region, &why);
+
+	kvx_assert(err == 0);
+	err = kvx_node_region_open(node, region, on_region, NULL);
+	kvx_assert(err == 0);
+	while (f.n_region_events == before)
+		turn(1000);
+	return region;
+}
+
+static KVX_ON_LOOP struct kvx_peers *make_peers(void)
+{
+	const struct kvx_peers_conf conf = {
+	    .loop = &f.loop,
+	    .timers = f.timers,
+	    .node = f.node,
+	    .node_id = {0x0a},
+	    .epoch = 1,
+	    .heartbeat_ms = 100,
+	    .lost_ms = 300,
+	    .reconnect_min_ms = 10,
+	    .reconnect_max_ms = 100,
+	    .fence_bound_ms = 100,
+	    .max_peers = 4,
+	    .on_arrival = on_arrival,
+	    .on_message = on_message,
+	};
+	struct kvx_peers *peers = NULL;
+	struct kvx_why why;
+	int err = kvx_peers_open(&conf, &peers, &why);
+
+	kvx_assert(err == 0);
+	return peers;
+}
+
+int LLVMFuzzerInitialize(int *argc, char ***argv)
+{
+	kvx_log_set_level(KVX_LOG_ERROR);
+	kvx_role_set_loop();
+	kvx_role_set_worker();
+	kvx_assert_on_loop();
+	f.script.now_ns = KVX_SEC;
+	f.script.queue_ops = 4096;
+	kvx_assert(uv_loop_init(&f.loop) == 0);
+	kvx_assert(kvx_timers_create(script_now, NULL, &f.timers) == 0);
+	f.node = make_node();
+	f.other = make_node();
+	f.region = make_region(f.node);
+	f.theirs = make_region(f.other);
+	f.peers = make_peers();
+	return 0;
+}
+
+/* frames */
+
+/* Connections that failed are freed as the loop turns. */
+static KVX_ON_LOOP bool is_open(const struct peer_conn *conn)
+{
+	const struct peer_conn *c;
+
+	for (c = f.peers->conns; c != NULL; c = c->next)
+		if (c == conn)
+			return c->fail_status == 0;
+	return false;
+}
+
+static KVX_ON_LOOP void feed(struct peer_conn *conn, uint16_t type, const uint8_t *body,
+			     uint32_t len)
+{
+	const struct kvx_wire_hdr hdr = {.len_bytes = len, .type = type};
+	uint8_t head[KVX_WIRE_HDR_BYTES];
+
+	if (!is_open(conn))
+		return;
+	kvx_wire_hdr_pack(&hdr, head);
+	kvx_assert(kvx_reader_feed(conn->reader, head, sizeof(head)) == 0);
+	kvx_assert(len == 0 || kvx_reader_feed(conn->reader, body, len) == 0);
+	conn_receive(conn);
+}
+
+static KVX_ON_LOOP void feed_message(struct peer_conn *conn, uint16_t type, const void *message)
+{
+	uint8_t buf[1024];
+	size_t len = protobuf_c_message_get_packed_size(message);
+
+	kvx_assert(len <= sizeof(buf));
+	protobuf_c_message_pack(message, buf);
+	feed(conn, type, buf, (uint32_t)len);
+}
+
+static void body_replace(uint8_t *body, size_t len)
+{
+	for (size_t i = 0; i + 8 <= len; i++) {
+		if (memcmp(body + i, "REGION-A", 8) == 0)
+			memcpy(body + i, &f.region->id, 8);
+		else if (i + 16 <= len && memcmp(body + i, "TOKENTOKENTOKEN!", 16) == 0)
+			memcpy(body + i, f.region->token, KVX_TOKEN_BYTES);
+	}
+}
+
+static KVX_ON_LOOP void feed_input(struct peer_conn *conn, const uint8_t *data, size_t size)
+{
+	struct kvx_wire_hdr hdr;
+
+	for (unsigned i = 0; i < MAX_FRAMES && size >= KVX_WIRE_HDR_BYTES; i++) {
+		uint8_t *body;
+
+		if (!is_open(conn))
+			return;
+		kvx_wire_hdr_unpack(data, &hdr);
+		data += KVX_WIRE_HDR_BYTES;
+		size -= KVX_WIRE_HDR_BYTES;
+		if (hdr.len_bytes > MAX_BODY || hdr.len_bytes > size)
+			hdr.len_bytes = (uint32_t)(size < MAX_BODY ? size : MAX_BODY);
+		body = malloc((size_t)hdr.len_bytes + 1);
+		kvx_assert(body != NULL);
+		memcpy(body, data, hdr.len_bytes);
+		body_replace(body, hdr.len_bytes);
+		feed(conn, hdr.type, body, hdr.len_bytes);
+		free(body);
+		data += hdr.len_bytes;
+		size -= hdr.len_bytes;
+		turn(KVX_MS);
+	}
+}
+
+/* how far the connection has got */
+
+static KVX_ON_LOOP struct peer_conn *open_conn(void)
+{
+	struct peer_conn *conn = NULL;
+	int err = conn_create(f.peers, "fuzz", &conn);
+
+	kvx_assert(err == 0);
+	f.peers->n_accepted_half_open++;
+	conn->state = CONN_HELLO;
+	return conn;
+}
+
+static KVX_ON_LOOP void say_hello(struct peer_conn *conn, bool lower)
+{
+	Kvxp__PeerHello hello = KVXP__PEER_HELLO__INIT;
+	uint8_t id[KVX_NODE_ID_BYTES] = {lower ? 0x01 : 0x0b};
+	char *transport = (char *)(uintptr_t) "fake";
+
+	hello.version_min = hello.version_max = 1;
+	hello.node_id.data = id;
+	hello.node_id.len = sizeof(id);
+	hello.epoch = 9;
+	hello.lost_ms = 300;
+	hello.transports = &transport;
+	hello.n_transports = 1;
+	feed_message(conn, KVXP__PEER_FRAME_TYPE__PEER_HELLO, &hello);
+	turns(2);
+}
+
+static void on_cmd(struct kvx_cmd *cmd)
+{
+	if (cmd->work.kind == KVX_CMD_LISTEN) {
+		f.their_ep = cmd->ep;
+		f.their_addr_len = cmd->len;
+		memcpy(f.their_addr, cmd->bytes, cmd->len);
+	} else {
+		f.their_ep = NULL;
+	}
+}
+
+static KVX_ON_LOOP void other_command(enum kvx_work_kind kind)
+{
+	static struct kvx_cmd cmd;
+	unsigned dom;
+	struct kvx_worker *worker = kvx_node_peer_worker(f.other, &dom);
+	bool wants = kind == KVX_CMD_LISTEN;
+
+	cmd = (struct kvx_cmd){.work.kind = kind, .done = on_cmd, .ep = f.their_ep};
+	kvx_node_submit(f.other, worker, &cmd);
+	while ((f.their_ep != NULL) != wants)
+		turn(1000);
+}
+
+static KVX_ON_LOOP void bring_lane_up(struct peer_conn *conn, bool lower)
+{
+	Kvxp__PeerLane lane = KVXP__PEER_LANE__INIT;
+	Kvxp__PeerLaneUp up = KVXP__PEER_LANE_UP__INIT;
+
+	other_command(KVX_CMD_LISTEN);
+	lane.transport = (char *)(uintptr_t) "fake";
+	lane.generation = up.generation = 1;
+	lane.address.data = f.their_addr;
+	lane.address.len = f.their_addr_len;
+	lane.answer = !lower;
+	feed_message(conn, KVXP__PEER_FRAME_TYPE__PEER_LANE, &lane);
+	turns(3);
+	feed_message(conn, KVXP__PEER_FRAME_TYPE__PEER_LANE_UP, &up);
+	turns(2);
+}
+
+static KVX_ON_LOOP void resolve_theirs(void)
+{
+	struct kvx_desc desc = {.node_id = {0x0b}, .epoch = 9, .region = THEIRS};
+	struct kvx_peer *peer = f.peers->table;
+	struct kvx_resolve *resolve;
+	struct kvx_why why;
+
+	if (peer == NULL)
+		return;
+	memcpy(desc.node_id, peer->id, sizeof(desc.node_id));
+	if (kvx_peers_resolve(f.peers, &desc, KVX_SEC, on_resolved, NULL, &resolve, &why) < 0)
+		f.n_answers++;
+	turns(2);
+}
+
+static KVX_ON_LOOP void answer_and_submit(struct peer_conn *conn)
+{
+	Kvxp__PeerResolved msg = KVXP__PEER_RESOLVED__INIT;
+	const uint64_t zero = 0, len = LEN;
+	const struct kvx_op_list ops = {1, 1, &zero, &zero, &len};
+	struct kvx_xfer_req req = {.client = 1,
+				   .number = 1,
+				   .op = KVX_OP_WRITE,
+				   .require = "",
+				   .region = f.region,
+				   .ops = &ops};
+	struct kvx_xfer *xfer;
+	struct kvx_why why;
+	const void *mkey;
+
+	if (kvx_node_region_mkey(f.theirs, f.peers->dom, &mkey, &msg.rkey.len) < 0)
+		return;
+	msg.request_id = 1;
+	msg.len = LEN;
+	msg.access = KVX_ACCESS_READ | KVX_ACCESS_WRITE;
+	msg.rkey.data = (uint8_t *)(uintptr_t)mkey;
+	feed_message(conn, KVXP__PEER_FRAME_TYPE__PEER_RESOLVED, &msg);
+	turns(2);
+	req.target = f.target;
+	f.script.latency_ns = 20 * KVX_MS;
+	if (f.target == NULL || kvx_xfer_submit(kvx_node_xfers(f.node), &req, &xfer, &why) < 0)
+		f.n_ends++;
+	turns(2);
+}
+
+/* The other node goes away: nothing of it may stay. */
+static KVX_ON_LOOP void end(struct peer_conn *conn, unsigned n_answers, unsigned n_ends)
+{
+	struct kvx_peer *peer;
+
+	if (is_open(conn))
+		conn_fail(conn, -EHOSTDOWN, "end of the input");
+	for (unsigned i = 0; i < 4000 && (f.peers->table != NULL || f.peers->conns != NULL); i++) {
+		if (f.target != NULL && f.target->lost) {
+			kvx_target_unref(f.target);
+			f.target = NULL;
+		}
+		for (peer = f.peers->table; peer != NULL; peer = peer->hh.next) {
+			if (peer->interest_ns != 0) /* it would be kept for a minute */
+				peer_wake(peer);
+			peer->interest_ns = 0;
+		}
+		turn(KVX_MS);
+	}
+	f.script.latency_ns = 0;
+	kvx_assert(f.peers->table == NULL && f.peers->conns == NULL && f.peers->shared == NULL);
+	kvx_assert(f.peers->n_accepted_half_open == 0 && f.peers->n_dialing == 0);
+	kvx_assert(f.n_answers == n_answers && f.n_ends == n_ends && f.target == NULL);
+	kvx_assert(kvx_xfers_count(kvx_node_xfers(f.node)) == 0);
+	if (f.their_ep != NULL)
+		other_command(KVX_CMD_EP_CLOSE);
+	conn_bury(f.peers);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+	struct peer_conn *conn;
+	bool hello, lane, resolve, run, lower;
+
+	kvx_assert_on_loop();
+	if (size < 1)
+		return 0;
+	hello = (data[0] & 1) != 0;
+	lane = hello && (data[0] & 2) != 0;
+	resolve = lane && (data[0] & 4) != 0;
+	run = resolve && (data[0] & 8) != 0;
+	lower = (data[0] & 16) != 0;
+	f.peers->next_request = f.peers->next_generation = 0;
+	f.n_answers = f.n_ends = 0;
+	conn = open_conn();
+	if (hello)
+		say_hello(conn, lower);
+	if (lane)
+		bring_lane_up(conn, lower);
+	if (resolve)
+		resolve_theirs();
+	if (run)
+		answer_and_submit(conn);
+	feed_input(conn, data + 1, size - 1);
+	turns(3);
+	end(conn, resolve ? 1 : 0, run ? 1 : 0);
+	return 0;
+}
