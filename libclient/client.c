@@ -154,10 +154,25 @@ int kvx_cl_copy_name(char out[KVX_CL_NAME_BYTES], const char *name)
 	return 0;
 }
 
+/* The system's socket; the one of a daemon that this user started, where that is the only one. */
+static const char *default_socket(char *buf, size_t buf_bytes)
+{
+	const char *dir = secure_getenv("XDG_RUNTIME_DIR");
+	int n;
+
+	if (dir == NULL || dir[0] != '/' || access(KVX_CL_DEFAULT_SOCKET, F_OK) == 0 ||
+	    errno != ENOENT)
+		return KVX_CL_DEFAULT_SOCKET;
+	n = snprintf(buf, buf_bytes, "%s/kvxferd.sock", dir);
+	return n > 0 && (size_t)n < buf_bytes && access(buf, F_OK) == 0 ? buf
+									: KVX_CL_DEFAULT_SOCKET;
+}
+
 static int client_set_options(struct kvxfer_client *client,
 			      const struct kvxfer_client_options *options)
 {
 	struct kvxfer_client_options opts = {0};
+	char users[sizeof(client->address.sun_path)];
 	const char *path = NULL;
 	struct kvx_why why;
 
@@ -175,7 +190,7 @@ static int client_set_options(struct kvxfer_client *client,
 	if (path == NULL)
 		path = secure_getenv("KVXFER_SOCKET");
 	if (path == NULL || (opts.socket_path == NULL && path[0] == '\0'))
-		path = KVX_CL_DEFAULT_SOCKET;
+		path = default_socket(users, sizeof(users));
 	return kvx_cl_set_address(client, path);
 }
 

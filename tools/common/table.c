@@ -109,13 +109,38 @@ unsigned kvx_table_rows(const struct kvx_table *table)
 	return table->n_cells / table->n_columns;
 }
 
+/* A hidden column has width 0. */
 static unsigned table_total(const struct kvx_table *table, const unsigned *widths)
 {
-	unsigned total = 2 * (table->n_columns - 1);
+	unsigned total = 0;
 
 	for (unsigned c = 0; c < table->n_columns; c++)
-		total += widths[c];
+		if (widths[c] > 0)
+			total += widths[c] + (total > 0 ? 2 : 0);
 	return total;
+}
+
+/* Takes one character off the widest column that may be cut, or hides one; false: nothing is left
+ * to do. */
+static bool table_narrow(const struct kvx_table *table, unsigned *widths)
+{
+	unsigned widest = table->n_columns;
+
+	for (unsigned c = 0; c < table->n_columns; c++)
+		if (table->columns[c].fit == KVX_CUT && widths[c] > MIN_SHRUNK &&
+		    (widest == table->n_columns || widths[c] > widths[widest]))
+			widest = c;
+	if (widest < table->n_columns) {
+		widths[widest]--;
+		return true;
+	}
+	for (unsigned c = table->n_columns; c-- > 0;) {
+		if (table->columns[c].fit == KVX_HIDE && widths[c] > 0) {
+			widths[c] = 0;
+			return true;
+		}
+	}
+	return false;
 }
 
 static void table_measure(const struct kvx_table *table, unsigned *widths, unsigned limit)
@@ -129,17 +154,8 @@ static void table_measure(const struct kvx_table *table, unsigned *widths, unsig
 		if (len > widths[c])
 			widths[c] = len;
 	}
-	while (limit > 0 && table_total(table, widths) > limit) {
-		unsigned widest = table->n_columns;
-
-		for (unsigned c = 0; c < table->n_columns; c++)
-			if (table->columns[c].shrink && widths[c] > MIN_SHRUNK &&
-			    (widest == table->n_columns || widths[c] > widths[widest]))
-				widest = c;
-		if (widest == table->n_columns)
-			return;
-		widths[widest]--;
-	}
+	while (limit > 0 && table_total(table, widths) > limit && table_narrow(table, widths))
+		;
 }
 
 static void table_put(const struct kvx_table *table, unsigned column, const unsigned *widths,
@@ -150,6 +166,11 @@ static void table_put(const struct kvx_table *table, unsigned column, const unsi
 	bool cut = len > width;
 	unsigned shown = cut ? width : len;
 	bool last = column + 1 == table->n_columns;
+
+	if (width == 0) {
+		fputs(last ? "\n" : "", f);
+		return;
+	}
 
 	if (table->columns[column].align == KVX_RIGHT)
 		fprintf(f, "%*s", (int)(width - shown), "");

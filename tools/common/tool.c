@@ -164,7 +164,7 @@ bool kvx_is_ns_key(const char *name)
 
 bool kvx_is_bytes_key(const char *name)
 {
-	return strcmp(name, "bytes") == 0 || strcmp(name, "bytes_per_client") == 0 ||
+	return strcmp(name, "bytes") == 0 || strncmp(name, "bytes_", 6) == 0 ||
 	       name_ends(name, "_bytes");
 }
 

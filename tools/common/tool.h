@@ -26,7 +26,7 @@ char *kvx_unit_ns(char *buf, uint64_t ns);               /* "12.3 us" */
 char *kvx_unit_age(char *buf, uint64_t ns);              /* "3d 4h", "12 s" */
 char *kvx_unit_count(char *buf, uint64_t n);             /* "1,234,567" */
 char *kvx_unit_rate(char *buf, double bytes_per_second); /* "12.3 GB/s" */
-/* What a value is, by the end of its name: "..._ns", "..._bytes" (or "bytes"). */
+/* What a value is, by its name: "..._ns", "..._bytes", "bytes_...", "bytes". */
 bool kvx_is_ns_key(const char *name);
 bool kvx_is_bytes_key(const char *name);
 /* "64K", "1.5G", "4096"; binary units. 0 or -EINVAL, -ERANGE. */
@@ -53,10 +53,13 @@ const char *kvx_color_off(FILE *f);
 
 /* ---- tables */
 enum kvx_align { KVX_LEFT, KVX_RIGHT };
+/* What becomes of a column where the terminal is too narrow: long cells are cut first, then columns
+ * left out, the last one first. */
+enum kvx_fit { KVX_KEEP, KVX_CUT, KVX_HIDE };
 struct kvx_column {
 	const char *title;
 	enum kvx_align align;
-	bool shrink; /* cut this column first where the terminal is narrow */
+	enum kvx_fit fit;
 };
 struct kvx_table;
 /* columns must outlive the table. */
@@ -67,7 +70,7 @@ void kvx_table_cell(struct kvx_table *table, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 void kvx_table_color(struct kvx_table *table, enum kvx_color color); /* of the last cell */
 unsigned kvx_table_rows(const struct kvx_table *table);
-/* Prints title line and rows, cut to the terminal's width when f is one. */
+/* Prints title line and rows, made to fit the terminal's width when f is one. */
 void kvx_table_print(const struct kvx_table *table, FILE *f);
 
 /* ---- JSON; what is absent or of another type reads as "", 0, false, NULL */

@@ -70,7 +70,8 @@ static int chan_fill(struct kvx_chan *chan)
 {
 	ssize_t n;
 
-	memmove(chan->in, chan->in + chan->in_used, chan->in_len - chan->in_used);
+	if (chan->in_used > 0)
+		memmove(chan->in, chan->in + chan->in_used, chan->in_len - chan->in_used);
 	chan->in_len -= chan->in_used;
 	chan->in_used = 0;
 	grow(&chan->in, &chan->in_max, chan->in_len + 65536);

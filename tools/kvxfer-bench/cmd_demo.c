@@ -33,10 +33,10 @@ struct demo {
 };
 
 static const struct kvx_column columns[] = {
-    {"MODEL", KVX_LEFT, true},      {"MODE", KVX_LEFT, false},   {"PATH", KVX_LEFT, false},
-    {"REQUESTS", KVX_RIGHT, false}, {"BYTES", KVX_RIGHT, false}, {"OPS", KVX_RIGHT, false},
-    {"GB/S", KVX_RIGHT, false},     {"P50", KVX_RIGHT, false},   {"P99", KVX_RIGHT, false},
-    {"VERIFIED", KVX_LEFT, false},
+    {"MODEL", KVX_LEFT, KVX_CUT},      {"MODE", KVX_LEFT, KVX_KEEP},   {"PATH", KVX_LEFT, KVX_KEEP},
+    {"REQUESTS", KVX_RIGHT, KVX_KEEP}, {"BYTES", KVX_RIGHT, KVX_KEEP}, {"OPS", KVX_RIGHT, KVX_HIDE},
+    {"GB/S", KVX_RIGHT, KVX_KEEP},     {"P50", KVX_RIGHT, KVX_KEEP},   {"P99", KVX_RIGHT, KVX_KEEP},
+    {"VERIFIED", KVX_LEFT, KVX_KEEP},
 };
 
 /* Reads what a process wrote until its end of the pipe closes; false: less than a whole result. */
@@ -112,28 +112,46 @@ static void row_report(struct demo *demo, const struct kvx_demo_run *run,
 	free(path);
 }
 
-/* Waits for both engines of a row and judges what they say. */
-static void row_judge(struct demo *demo, const struct kvx_demo_run *run, const pid_t pids[2],
-		      const int fds[2])
+/* What one engine of a row has to say for itself; NULL: nothing is wrong. */
+static char *engine_error(const char *name, bool whole, int status,
+			  const struct kvx_demo_result *result)
+{
+	if (!whole)
+		return kvx_tool_printf("the %s process ended (%d) without a result", name, status);
+	if (!result->ok)
+		return kvx_tool_printf("%s: %s", name, result->text);
+	if (status != 0)
+		return kvx_tool_printf("the %s process ended with %d", name, status);
+	return NULL;
+}
+
+/* Waits for both engines of a row; what went wrong, or NULL. */
+static char *row_await(const pid_t pids[2], const int fds[2], struct kvx_demo_result *results)
 {
 	static const char *const names[] = {"prefill", "decode"};
 	uint64_t deadline = kvx_now_ns() + ROW_TIMEOUT_NS;
-	struct kvx_demo_result *results = kvx_tool_alloc(2 * sizeof(*results));
-	char *error = NULL;
+	char *errors[2], *both;
 
 	for (unsigned i = 0; i < 2; i++) {
 		bool whole = result_read(fds[i], deadline, &results[i]);
 		int status =
 		    kvx_engine_wait(pids[i], whole ? deadline : kvx_now_ns() + 1000000000ull);
 
-		if (!error && !whole)
-			error = kvx_tool_printf("the %s process ended (%d) without a result",
-						names[i], status);
-		else if (!error && !results[i].ok)
-			error = kvx_tool_printf("%s: %s", names[i], results[i].text);
-		else if (!error && status != 0)
-			error = kvx_tool_printf("the %s process ended with %d", names[i], status);
+		errors[i] = engine_error(names[i], whole, status, &results[i]);
 	}
+	if (!errors[0] || !errors[1])
+		return errors[0] ? errors[0] : errors[1];
+	both = kvx_tool_printf("%s; %s", errors[0], errors[1]);
+	free(errors[0]);
+	free(errors[1]);
+	return both;
+}
+
+static void row_judge(struct demo *demo, const struct kvx_demo_run *run, const pid_t pids[2],
+		      const int fds[2])
+{
+	struct kvx_demo_result *results = kvx_tool_alloc(2 * sizeof(*results));
+	char *error = row_await(pids, fds, results);
 	const struct kvx_demo_result *mover = &results[run->op == KVXFER_WRITE ? 0 : 1];
 
 	if (!error && mover->n_latencies != run->n_requests)

@@ -18,10 +18,10 @@ struct idle {
 };
 
 static const struct kvx_column columns[] = {
-    {"DAEMON", KVX_LEFT, false},      {"CLIENTS", KVX_RIGHT, false},
-    {"WAKE-UPS/S", KVX_RIGHT, false}, {"CPU", KVX_RIGHT, false},
-    {"RSS", KVX_RIGHT, false},        {"WITHOUT REGIONS", KVX_RIGHT, false},
-    {"THREADS", KVX_RIGHT, false},
+    {"DAEMON", KVX_LEFT, KVX_KEEP},      {"CLIENTS", KVX_RIGHT, KVX_KEEP},
+    {"WAKE-UPS/S", KVX_RIGHT, KVX_KEEP}, {"CPU", KVX_RIGHT, KVX_KEEP},
+    {"RSS", KVX_RIGHT, KVX_KEEP},        {"WITHOUT REGIONS", KVX_RIGHT, KVX_KEEP},
+    {"THREADS", KVX_RIGHT, KVX_KEEP},
 };
 
 static void pause_seconds(double seconds)

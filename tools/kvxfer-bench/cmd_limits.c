@@ -14,10 +14,10 @@ static const char *const measure_names[N_MEASURES] = {
     "nt_2_threads",    "tcp_scattered",    "tcp_sink",
 };
 static const struct kvx_column columns[] = {
-    {"", KVX_LEFT, false},           {"BLOCKS", KVX_LEFT, false},
-    {"MEMCPY x1", KVX_RIGHT, false}, {"x2", KVX_RIGHT, false},
-    {"NT x1", KVX_RIGHT, false},     {"x2", KVX_RIGHT, false},
-    {"TCP", KVX_RIGHT, false},       {"TCP TO ONE BUFFER", KVX_RIGHT, false},
+    {"", KVX_LEFT, KVX_KEEP},           {"BLOCKS", KVX_LEFT, KVX_KEEP},
+    {"MEMCPY x1", KVX_RIGHT, KVX_KEEP}, {"x2", KVX_RIGHT, KVX_KEEP},
+    {"NT x1", KVX_RIGHT, KVX_KEEP},     {"x2", KVX_RIGHT, KVX_KEEP},
+    {"TCP", KVX_RIGHT, KVX_KEEP},       {"TCP TO ONE BUFFER", KVX_RIGHT, KVX_KEEP},
 };
 
 struct limits {

@@ -120,10 +120,10 @@ static int ops_run(struct submit *submit, struct submit_row *row)
 static void rows_print(const struct submit *submit, struct submit_row *rows, unsigned n)
 {
 	static const struct kvx_column columns[] = {
-	    {"REQUEST", KVX_LEFT, false},     {"OPS", KVX_RIGHT, false},
-	    {"SUBMIT P50", KVX_RIGHT, false}, {"MIN", KVX_RIGHT, false},
-	    {"P99", KVX_RIGHT, false},        {"PER OP", KVX_RIGHT, false},
-	    {"THREAD CPU", KVX_RIGHT, false}, {"TO THE EVENT", KVX_RIGHT, false},
+	    {"REQUEST", KVX_LEFT, KVX_KEEP},     {"OPS", KVX_RIGHT, KVX_KEEP},
+	    {"SUBMIT P50", KVX_RIGHT, KVX_KEEP}, {"MIN", KVX_RIGHT, KVX_KEEP},
+	    {"P99", KVX_RIGHT, KVX_KEEP},        {"PER OP", KVX_RIGHT, KVX_KEEP},
+	    {"THREAD CPU", KVX_RIGHT, KVX_KEEP}, {"TO THE EVENT", KVX_RIGHT, KVX_KEEP},
 	};
 	struct kvx_table *table = kvx_table_create(columns, 8);
 	char unit[KVX_UNIT_BYTES];

@@ -109,6 +109,8 @@ double kvx_limit_copy(const struct kvx_blocks_view *view, unsigned n_threads,
 		work.n_pieces = view->n * ((len + PIECE_BYTES - 1) / PIECE_BYTES);
 	else
 		work.n_pieces = (view->n + PIECE_BYTES / len - 1) / (PIECE_BYTES / len);
+	if (n_threads > work.n_pieces)
+		n_threads = (unsigned)work.n_pieces;
 	while (n_started + 1 < n_threads && n_started < MAX_THREADS &&
 	       pthread_create(&threads[n_started], NULL, thread_main, &work) == 0)
 		n_started++;

@@ -51,11 +51,13 @@ static double row_ratio(struct kvx_sweep_row *row)
 }
 
 static const struct kvx_column columns[] = {
-    {"", KVX_LEFT, false},           {"BLOCKS", KVX_LEFT, false}, {"OP", KVX_LEFT, false},
-    {"PATH", KVX_LEFT, false},       {"GB/S", KVX_RIGHT, false},  {"SPREAD", KVX_LEFT, false},
-    {"P50", KVX_RIGHT, false},       {"P99", KVX_RIGHT, false},   {"SUBMIT", KVX_RIGHT, false},
-    {"CPU S/GIB", KVX_RIGHT, false}, {"LIMIT", KVX_RIGHT, false}, {"OF", KVX_LEFT, false},
-    {"RATIO", KVX_RIGHT, false},
+    {"", KVX_LEFT, KVX_KEEP},        {"BLOCKS", KVX_LEFT, KVX_KEEP},
+    {"OP", KVX_LEFT, KVX_KEEP},      {"PATH", KVX_LEFT, KVX_KEEP},
+    {"GB/S", KVX_RIGHT, KVX_KEEP},   {"SPREAD", KVX_LEFT, KVX_HIDE},
+    {"P50", KVX_RIGHT, KVX_KEEP},    {"P99", KVX_RIGHT, KVX_KEEP},
+    {"SUBMIT", KVX_RIGHT, KVX_HIDE}, {"CPU S/GIB", KVX_RIGHT, KVX_HIDE},
+    {"LIMIT", KVX_RIGHT, KVX_KEEP},  {"OF", KVX_LEFT, KVX_KEEP},
+    {"RATIO", KVX_RIGHT, KVX_KEEP},
 };
 
 static char *path_text(char *buf, size_t buf_bytes, const struct kvx_sweep_row *row)

@@ -4,11 +4,13 @@
 #include <json-c/json.h>
 
 static const struct kvx_column columns[] = {
-    {"ID", KVX_RIGHT, false},        {"NAME", KVX_LEFT, true},       {"PID", KVX_RIGHT, false},
-    {"UID", KVX_RIGHT, false},       {"LIBRARY", KVX_LEFT, true},    {"AGE", KVX_RIGHT, false},
-    {"REGIONS", KVX_RIGHT, false},   {"MEMORY", KVX_RIGHT, false},   {"IMPORTS", KVX_RIGHT, false},
-    {"TRANSFERS", KVX_RIGHT, false}, {"OF TOTAL", KVX_RIGHT, false}, {"MOVED", KVX_RIGHT, false},
-    {"UNREAD", KVX_RIGHT, false},
+    {"ID", KVX_RIGHT, KVX_KEEP},       {"NAME", KVX_LEFT, KVX_CUT},
+    {"PID", KVX_RIGHT, KVX_KEEP},      {"UID", KVX_RIGHT, KVX_HIDE},
+    {"LIBRARY", KVX_LEFT, KVX_HIDE},   {"AGE", KVX_RIGHT, KVX_KEEP},
+    {"REGIONS", KVX_RIGHT, KVX_KEEP},  {"MEMORY", KVX_RIGHT, KVX_KEEP},
+    {"IMPORTS", KVX_RIGHT, KVX_HIDE},  {"TRANSFERS", KVX_RIGHT, KVX_KEEP},
+    {"OF TOTAL", KVX_RIGHT, KVX_HIDE}, {"MOVED", KVX_RIGHT, KVX_KEEP},
+    {"UNREAD", KVX_RIGHT, KVX_HIDE},
 };
 
 static void client_row(struct kvx_table *table, struct json_object *c)

@@ -37,8 +37,8 @@ static int config_check(struct kvx_ctl *ctl, const char *path)
 
 static int config_show(struct kvx_ctl *ctl)
 {
-	static const struct kvx_column columns[] = {{"KEY", KVX_LEFT, false},
-						    {"VALUE", KVX_LEFT, true}};
+	static const struct kvx_column columns[] = {{"KEY", KVX_LEFT, KVX_KEEP},
+						    {"VALUE", KVX_LEFT, KVX_CUT}};
 	struct json_object *obj, *values;
 	struct kvx_table *table;
 	int rc = kvx_ctl_query(ctl, "config", NULL, &obj);

@@ -5,12 +5,14 @@
 #include <string.h>
 
 static const struct kvx_column columns[] = {
-    {"NODE", KVX_LEFT, true},       {"ADDRESS", KVX_LEFT, false}, {"STATE", KVX_LEFT, false},
-    {"FOR", KVX_RIGHT, false},      {"RTT", KVX_RIGHT, false},    {"LANE", KVX_LEFT, false},
-    {"GEN", KVX_RIGHT, false},      {"MOVED", KVX_RIGHT, false},  {"OPS", KVX_RIGHT, false},
-    {"BATCHES", KVX_RIGHT, false},  {"RESETS", KVX_RIGHT, false}, {"TARGETS", KVX_RIGHT, false},
-    {"INBOUND", KVX_RIGHT, false},  {"LOST", KVX_RIGHT, false},   {"STALE", KVX_RIGHT, false},
-    {"LAST ERROR", KVX_LEFT, true},
+    {"NODE", KVX_LEFT, KVX_CUT},      {"ADDRESS", KVX_LEFT, KVX_KEEP},
+    {"STATE", KVX_LEFT, KVX_KEEP},    {"FOR", KVX_RIGHT, KVX_KEEP},
+    {"RTT", KVX_RIGHT, KVX_KEEP},     {"LANE", KVX_LEFT, KVX_KEEP},
+    {"GEN", KVX_RIGHT, KVX_HIDE},     {"MOVED", KVX_RIGHT, KVX_KEEP},
+    {"OPS", KVX_RIGHT, KVX_HIDE},     {"BATCHES", KVX_RIGHT, KVX_HIDE},
+    {"RESETS", KVX_RIGHT, KVX_HIDE},  {"TARGETS", KVX_RIGHT, KVX_HIDE},
+    {"INBOUND", KVX_RIGHT, KVX_HIDE}, {"LOST", KVX_RIGHT, KVX_KEEP},
+    {"STALE", KVX_RIGHT, KVX_HIDE},   {"LAST ERROR", KVX_LEFT, KVX_CUT},
 };
 
 static void lane_cells(struct kvx_table *table, struct json_object *lane)

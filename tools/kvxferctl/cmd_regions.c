@@ -5,10 +5,11 @@
 #include <string.h>
 
 static const struct kvx_column columns[] = {
-    {"ID", KVX_RIGHT, false},        {"OWNER", KVX_RIGHT, false}, {"NAME", KVX_LEFT, true},
-    {"KIND", KVX_LEFT, false},       {"SIZE", KVX_RIGHT, false},  {"PAGES", KVX_RIGHT, false},
-    {"ACCESS", KVX_LEFT, false},     {"STATE", KVX_LEFT, false},  {"PLANES", KVX_RIGHT, false},
-    {"IN USE BY", KVX_RIGHT, false},
+    {"ID", KVX_RIGHT, KVX_KEEP},     {"OWNER", KVX_RIGHT, KVX_KEEP},
+    {"NAME", KVX_LEFT, KVX_CUT},     {"KIND", KVX_LEFT, KVX_HIDE},
+    {"SIZE", KVX_RIGHT, KVX_KEEP},   {"PAGES", KVX_RIGHT, KVX_HIDE},
+    {"ACCESS", KVX_LEFT, KVX_KEEP},  {"STATE", KVX_LEFT, KVX_KEEP},
+    {"PLANES", KVX_RIGHT, KVX_HIDE}, {"IN USE BY", KVX_RIGHT, KVX_KEEP},
 };
 
 static void region_row(struct kvx_table *table, struct json_object *r)

@@ -10,21 +10,21 @@ static const char *interval_text;
 static const char *rounds_text;
 
 static const struct kvx_column counter_columns[] = {
-    {"COUNTER", KVX_LEFT, true},
-    {"VALUE", KVX_RIGHT, false},
-    {"PER SECOND", KVX_RIGHT, false},
+    {"COUNTER", KVX_LEFT, KVX_CUT},
+    {"VALUE", KVX_RIGHT, KVX_KEEP},
+    {"PER SECOND", KVX_RIGHT, KVX_KEEP},
 };
 static const struct kvx_column histogram_columns[] = {
-    {"HISTOGRAM", KVX_LEFT, true}, {"N", KVX_RIGHT, false},     {"MIN", KVX_RIGHT, false},
-    {"MEAN", KVX_RIGHT, false},    {"P50", KVX_RIGHT, false},   {"P90", KVX_RIGHT, false},
-    {"P99", KVX_RIGHT, false},     {"P99.9", KVX_RIGHT, false}, {"MAX", KVX_RIGHT, false},
+    {"HISTOGRAM", KVX_LEFT, KVX_CUT}, {"N", KVX_RIGHT, KVX_KEEP},     {"MIN", KVX_RIGHT, KVX_HIDE},
+    {"MEAN", KVX_RIGHT, KVX_KEEP},    {"P50", KVX_RIGHT, KVX_KEEP},   {"P90", KVX_RIGHT, KVX_HIDE},
+    {"P99", KVX_RIGHT, KVX_KEEP},     {"P99.9", KVX_RIGHT, KVX_KEEP}, {"MAX", KVX_RIGHT, KVX_KEEP},
 };
 static const struct kvx_column worker_columns[] = {
-    {"WORKER", KVX_LEFT, true},    {"TRANSPORT", KVX_LEFT, false},
-    {"MOVED", KVX_RIGHT, false},   {"OPS", KVX_RIGHT, false},
-    {"BATCHES", KVX_RIGHT, false}, {"IN FLIGHT", KVX_RIGHT, false},
-    {"ERRORS", KVX_RIGHT, false},  {"SHORT POSTS", KVX_RIGHT, false},
-    {"SLEEPS", KVX_RIGHT, false},
+    {"WORKER", KVX_LEFT, KVX_CUT},    {"TRANSPORT", KVX_LEFT, KVX_KEEP},
+    {"MOVED", KVX_RIGHT, KVX_KEEP},   {"OPS", KVX_RIGHT, KVX_KEEP},
+    {"BATCHES", KVX_RIGHT, KVX_KEEP}, {"IN FLIGHT", KVX_RIGHT, KVX_KEEP},
+    {"ERRORS", KVX_RIGHT, KVX_KEEP},  {"SHORT POSTS", KVX_RIGHT, KVX_HIDE},
+    {"SLEEPS", KVX_RIGHT, KVX_HIDE},
 };
 
 unsigned kvx_cmd_stats_flags(struct kvx_ctl_flag *flags)

@@ -12,8 +12,9 @@ static const char *delay_text;
 static const char *rounds_text;
 
 static const struct kvx_column worker_columns[] = {
-    {"WORKER", KVX_LEFT, true},  {"TRANSPORT", KVX_LEFT, false},  {"RATE", KVX_RIGHT, false},
-    {"OPS/S", KVX_RIGHT, false}, {"IN FLIGHT", KVX_RIGHT, false}, {"ERRORS", KVX_RIGHT, false},
+    {"WORKER", KVX_LEFT, KVX_CUT},      {"TRANSPORT", KVX_LEFT, KVX_KEEP},
+    {"RATE", KVX_RIGHT, KVX_KEEP},      {"OPS/S", KVX_RIGHT, KVX_KEEP},
+    {"IN FLIGHT", KVX_RIGHT, KVX_KEEP}, {"ERRORS", KVX_RIGHT, KVX_KEEP},
 };
 
 struct top {

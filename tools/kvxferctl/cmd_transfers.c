@@ -10,11 +10,14 @@ static bool only_live, only_ended;
 static const char *max_text;
 
 static const struct kvx_column columns[] = {
-    {"ID", KVX_RIGHT, false},    {"CLIENT", KVX_RIGHT, false}, {"TAG", KVX_RIGHT, true},
-    {"OP", KVX_LEFT, false},     {"STATE", KVX_LEFT, false},   {"STATUS", KVX_LEFT, false},
-    {"BYTES", KVX_RIGHT, false}, {"OF", KVX_RIGHT, false},     {"OPS", KVX_RIGHT, false},
-    {"PATH", KVX_LEFT, false},   {"PEER", KVX_LEFT, true},     {"WAITED", KVX_RIGHT, false},
-    {"TOOK", KVX_RIGHT, false},  {"RATE", KVX_RIGHT, false},   {"CAUSE", KVX_LEFT, true},
+    {"ID", KVX_RIGHT, KVX_KEEP},    {"CLIENT", KVX_RIGHT, KVX_KEEP},
+    {"TAG", KVX_RIGHT, KVX_HIDE},   {"OP", KVX_LEFT, KVX_KEEP},
+    {"STATE", KVX_LEFT, KVX_KEEP},  {"STATUS", KVX_LEFT, KVX_KEEP},
+    {"BYTES", KVX_RIGHT, KVX_KEEP}, {"OF", KVX_RIGHT, KVX_HIDE},
+    {"OPS", KVX_RIGHT, KVX_HIDE},   {"PATH", KVX_LEFT, KVX_KEEP},
+    {"PEER", KVX_LEFT, KVX_CUT},    {"WAITED", KVX_RIGHT, KVX_HIDE},
+    {"TOOK", KVX_RIGHT, KVX_KEEP},  {"RATE", KVX_RIGHT, KVX_KEEP},
+    {"CAUSE", KVX_LEFT, KVX_CUT},
 };
 
 unsigned kvx_cmd_transfers_flags(struct kvx_ctl_flag *flags)

@@ -6,8 +6,10 @@
 #include <json-c/json.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -15,13 +17,22 @@
 
 static volatile sig_atomic_t interrupted;
 
+/* As the library finds it. */
 const char *kvx_ctl_socket_path(const struct kvx_ctl *ctl)
 {
-	const char *env = getenv("KVXFER_SOCKET");
+	static const char system_path[] = "/run/kvxfer/kvxferd.sock";
+	static char users[sizeof(((struct sockaddr_un *)0)->sun_path)];
+	const char *env = getenv("KVXFER_SOCKET"), *dir = getenv("XDG_RUNTIME_DIR");
+	int n;
 
 	if (ctl->socket)
 		return ctl->socket;
-	return env && *env ? env : "/run/kvxfer/kvxferd.sock";
+	if (env && *env)
+		return env;
+	if (!dir || *dir != '/' || access(system_path, F_OK) == 0 || errno != ENOENT)
+		return system_path;
+	n = snprintf(users, sizeof(users), "%s/kvxferd.sock", dir);
+	return n > 0 && (size_t)n < sizeof(users) && access(users, F_OK) == 0 ? users : system_path;
 }
 
 int kvx_ctl_open(struct kvx_ctl *ctl)
@@ -43,8 +54,8 @@ const char *kvx_ctl_open_cure(int err)
 	switch (-err) {
 	case ENOENT:
 		return "start the daemon (systemctl start kvxferd, or kvxferd by hand), or name "
-		       "its "
-		       "socket with --socket or $KVXFER_SOCKET";
+		       "its socket with --socket or $KVXFER_SOCKET (the log of one "
+		       "started by hand says where it listens)";
 	case ECONNREFUSED:
 		return "the socket is there but nobody listens: the daemon died; start it again";
 	case EACCES:

@@ -117,8 +117,9 @@ const char *kvxfer_version(void);
 /** Zero-initialise; 0 and NULL mean the default given. */
 struct kvxfer_client_options {
 	size_t struct_bytes;     /**< sizeof(struct kvxfer_client_options): lets the struct grow */
-	const char *socket_path; /**< NULL: $KVXFER_SOCKET, else /run/kvxfer/kvxferd.sock; "@name":
-				    abstract socket */
+	const char *socket_path; /**< "@name": abstract socket. NULL: $KVXFER_SOCKET, else
+				    /run/kvxfer/kvxferd.sock, else, where that does not exist,
+				    $XDG_RUNTIME_DIR/kvxferd.sock of a user's own daemon */
 	const char *name; /**< shown by kvxferctl; at most 64 bytes; NULL: the program's name */
 	int timeout_ms;   /**< longest block of a set-up call; 0: 10,000; at most 3,600,000 */
 };
