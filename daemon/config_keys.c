@@ -72,7 +72,7 @@ const struct kvx_config_key kvx_config_keys[] = {
     {"transfer", "batches", KVX_CONFIG_COUNT, FIXED, FIELD(batches), "512", 16, 65536,
      "Batches of ops in flight, of all lanes together. Each needs 10 KiB of memory."},
 
-    {"copy", "workers", KVX_CONFIG_COUNT, FIXED, FIELD(copy_workers), "0", 0, 64,
+    {"copy", "workers", KVX_CONFIG_COUNT, FIXED, FIELD(copy_workers), "0", 0, 8,
      "Threads that copy between clients of this node. 0: half of the cores, 1 to 4."},
     {"copy", "nt_min_bytes", KVX_CONFIG_BYTES, FIXED, FIELD(copy_nt_min_bytes), "16K", 0, 1 * TIB,
      "Ops of at least this size are copied past the caches (non-temporal stores)."},

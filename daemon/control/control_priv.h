@@ -140,6 +140,7 @@ struct kvx_control_stats {
 	uint64_t connects, refused_connects, disconnects, kicked, slow_readers;
 	uint64_t frames, bad_frames, stale_requests;
 	uint64_t events, arrivals_undelivered, messages;
+	uint64_t refused_xfers;
 };
 
 struct kvx_conn;

@@ -57,6 +57,7 @@ static KVX_ON_LOOP void xfer_refuse(struct kvx_client *client, const Kvxp__XferS
 	    .end_ns = now,
 	};
 
+	client->control->stats.refused_xfers++;
 	kvx_debug("client %" PRIu64 ": transfer %" PRIu64 " refused: %s: %s", client->id, req->xfer,
 		  kvx_status_name(wire), end.text);
 	xfer_event(client, &end);

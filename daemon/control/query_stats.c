@@ -12,7 +12,7 @@ static KVX_ON_LOOP void counters_fill(struct kvx_control *control, struct json_o
 		uint64_t value;
 	} counters[] = {
 	    {"xfers_accepted", x->accepted},
-	    {"xfers_refused", x->refused},
+	    {"xfers_refused", c->refused_xfers},
 	    {"xfers_ok", x->ok},
 	    {"xfers_failed", x->failed},
 	    {"xfers_cancelled", x->cancelled},

@@ -95,6 +95,8 @@ static void region_map_run(struct kvx_job *job)
 	struct node_region *nr = nr_of_job(job);
 	struct kvx_mem *mem = &nr->region->mem;
 	nr->status = mem->ops->map(mem, &nr->why);
+	if (nr->status != 0)
+		kvx_mem_fini(mem);
 }
 
 static void region_map_done(struct kvx_job *job)
@@ -141,10 +143,10 @@ void node_region_deregister(struct node_region *nr)
 	}
 }
 
+/* With the fd: its owner may be gone, and then closing it frees the pages of all of the memory. */
 static void region_unmap_run(struct kvx_job *job)
 {
-	struct kvx_mem *mem = &nr_of_job(job)->region->mem;
-	mem->ops->unmap(mem);
+	kvx_mem_fini(&nr_of_job(job)->region->mem);
 }
 
 static void region_unmap_done(struct kvx_job *job)

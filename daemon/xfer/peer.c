@@ -496,6 +496,9 @@ void kvx_peers_note(void *arg, const struct kvx_tevent *event)
 {
 	struct kvx_peers *peers = arg;
 	const char *text = event->text != NULL ? event->text : strerror(-event->status);
+	/* For transfers these two would mean something else. */
+	bool other = event->status == -ECANCELED || event->status == -EPROTO;
+	int status = event->status < 0 && !other ? event->status : -EIO;
 	struct kvx_peer *peer, *tmp;
 
 	if (event->kind == KVX_TEV_DEVICE_LOST) {
@@ -509,7 +512,7 @@ void kvx_peers_note(void *arg, const struct kvx_tevent *event)
 			    peer->lane.ep == event->ep);
 
 		if (hit)
-			lane_down(peer, event->status < 0 ? event->status : -EIO, text);
+			lane_down(peer, status, text);
 	}
 }
 

@@ -307,7 +307,7 @@ void conn_receive(struct peer_conn *conn)
 		conn_fail(conn, n, "%s: bad frame: %s", conn->addr, strerror(-n));
 }
 
-static KVX_ON_LOOP void conn_on_readable(struct peer_conn *conn)
+void conn_read(struct peer_conn *conn)
 {
 	/* Bounded: one peer that never stops sending must not keep the loop. */
 	for (unsigned i = 0; i < 16 && conn->fail_status == 0 && conn->sock != NULL; i++) {
@@ -380,7 +380,7 @@ static void conn_on_poll(uv_poll_t *poll, int status, int events)
 		return;
 	}
 	if ((events & UV_READABLE) != 0)
-		conn_on_readable(conn);
+		conn_read(conn);
 	if ((events & UV_WRITABLE) != 0 && conn->fail_status == 0)
 		conn_flush(conn);
 }

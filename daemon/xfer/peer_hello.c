@@ -226,6 +226,13 @@ void beat_step(struct kvx_peer *peer)
 	if (peer->conn == NULL || peer->conn->fail_status != 0)
 		return;
 	if (now - peer->last_rx_ns >= peers->conf.lost_ms * KVX_MS) {
+		/* Timers come before sockets in a turn of the loop: after a stop of this daemon
+		 * what was said meanwhile, transfers above all, is still to be read. */
+		conn_read(peer->conn);
+		if (peer->conn == NULL || peer->conn->fail_status != 0)
+			return;
+	}
+	if (now - peer->last_rx_ns >= peers->conf.lost_ms * KVX_MS) {
 		conn_fail(peer->conn, -EHOSTDOWN, "no sign of life for %u ms", peers->conf.lost_ms);
 		return;
 	}

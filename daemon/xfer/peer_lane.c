@@ -269,6 +269,8 @@ void lane_on_conn(struct kvx_peer *peer, bool new_epoch)
 		lane->remote_dead = true;
 	} else {
 		lane_tell_down(peer);
+		if (lane->phase == LANE_STOPPED) /* it is asked only now */
+			lane->stop_deadline_ns = peer_now(peer->peers) + peer->lease_ns;
 	}
 	if (!peer->has_transport || peer->peers->worker == NULL)
 		remote_fail_waiting(peer, -ENETUNREACH,

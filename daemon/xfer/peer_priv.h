@@ -301,6 +301,7 @@ void conn_close(struct peer_conn *conn) KVX_ON_LOOP;
 void conn_set_up(struct peer_conn *conn) KVX_ON_LOOP; /* hello is done */
 void conn_dirty(struct peer_conn *conn) KVX_ON_LOOP;  /* flush at the end of this turn */
 void conn_flush(struct peer_conn *conn) KVX_ON_LOOP;
+void conn_read(struct peer_conn *conn) KVX_ON_LOOP;    /* what the socket has */
 void conn_receive(struct peer_conn *conn) KVX_ON_LOOP; /* frames that the reader has */
 void conn_bury(struct kvx_peers *peers) KVX_ON_LOOP;   /* frees closed ones */
 

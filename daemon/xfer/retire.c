@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stddef.h>
+#include <utlist.h>
 
 #include "base/assert.h"
 #include "base/log.h"
@@ -48,6 +49,19 @@ static void region_withdraw(struct node_region *nr)
 		nr->withdrawn = true;
 }
 
+/* Its targets let go of it: the one that is shared, and those whose keys could not be made. */
+static KVX_ON_LOOP void region_close_targets(struct node_region *nr)
+{
+	struct kvx_target *target, *next;
+	DL_FOREACH_SAFE (nr->node->targets, target, next) {
+		struct node_target *nt = (struct node_target *)target;
+		if (nt->nr != nr || nt->dying)
+			continue;
+		nt->closing = true;
+		node_target_step(nt);
+	}
+}
+
 /* Moves on by at most one state; says whether it did. */
 static KVX_ON_LOOP bool region_advance(struct node_region *nr)
 {
@@ -62,10 +76,8 @@ static KVX_ON_LOOP bool region_advance(struct node_region *nr)
 		if (!nr->withdrawn)
 			return false;
 		kvx_sm_move(&nr->sm, NODE_REGION_KEYS);
-		if (nr->target != NULL) {
-			nr->target->closing = true;
-			node_target_step(nr->target);
-		}
+		if (nr->n_targets > 0)
+			region_close_targets(nr);
 		return true;
 	case NODE_REGION_KEYS:
 		if (nr->n_targets > 0)

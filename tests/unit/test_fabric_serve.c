@@ -289,6 +289,33 @@ Test(fabric_serve, lease_over_while_placing_closes_the_endpoint)
 	KVX_TEST_END();
 }
 
+/* b closes the endpoint: a may still read what b has sent it. */
+Test(fabric_serve, writes_of_the_side_that_closes_wait_for_its_fence)
+{
+	struct pair p;
+	struct watch w;
+	struct kvx_op op;
+
+	open_placing(&p, &w);
+	op = make_op(&p.b, KVX_OP_WRITE, 0, 0, 4096);
+	cr_assert_eq(T->post(p.b.ep, &op, 1), 1);
+	T->lease(p.b.ep, 0);
+	for (unsigned i = 0; i < 100 && !p.b.down; i++)
+		side_pump(&p.b);
+	cr_assert(p.b.down);
+	side_pump(&p.b);
+	cr_assert_eq(p.b.n_done, 0);
+	T->fence(p.b.ep);
+	side_pump(&p.b);
+	cr_assert_eq(p.b.n_failed, 1);
+	T->fence(p.b.ep);
+	side_pump(&p.b);
+	cr_assert_eq(p.b.n_done, 1);
+	send_rest_and_check(&p, &w);
+	pair_close(&p);
+	KVX_TEST_END();
+}
+
 Test(fabric_serve, fence_while_placing_takes_the_memory_back)
 {
 	struct pair p;

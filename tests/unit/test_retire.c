@@ -215,3 +215,25 @@ Test(retire, close_while_keys_are_being_made)
 	rig_stop(&rig);
 	KVX_TEST_END();
 }
+
+Test(retire, region_without_keys_goes_while_it_is_imported)
+{
+	setup();
+	rig.script.faults[KVX_FAKE_RKEY_UNPACK] = (struct kvx_fake_fault){
+	    .nth = rig.script.calls[KVX_FAKE_RKEY_UNPACK] + 1, .err = -ENOMEM};
+	struct kvx_region *third = rig_region(&rig, 3, MIB, 3, NULL);
+	struct kvx_target *lost = rig_target(&rig, third);
+	for (unsigned i = 0; i < 5; i++)
+		rig_turn(&rig, 0);
+	cr_assert(lost->lost);
+	cr_assert_eq(start_close(third), 0);
+	for (unsigned i = 0; i < 5; i++)
+		rig_turn(&rig, 0);
+	cr_assert_eq(rig.n_closed, 1, "it waits for the importer");
+	kvx_target_unref(lost);
+	kvx_target_unref(target);
+	rig_region_close(&rig, local);
+	rig_region_close(&rig, remote);
+	rig_stop(&rig);
+	KVX_TEST_END();
+}

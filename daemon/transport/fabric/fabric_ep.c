@@ -235,8 +235,40 @@ void fab_ep_on_hello(struct kvx_ep *ep, const struct kvx_pack_hello *hello)
 	ep->hello_got = true;
 }
 
+/* Everything that is open is over, but for what hold keeps for the fence: the other side may still
+ * have bytes of our WRITEs to read, though the connection is closed here. */
+static void ep_end_reqs(struct kvx_ep *ep, int status, int vendor_code, bool hold)
+{
+	for (uint32_t i = 0; ep->reqs != NULL && i < ep->dom->queue; i++) {
+		struct fab_req *req = &ep->reqs[i];
+
+		if (!req->open || (req->answered && !req->sending))
+			continue;
+		req->sending = false;
+		req->buf = NULL;
+		if (!req->answered) {
+			req->status = status;
+			req->vendor_code = vendor_code;
+			req->answered = true;
+			req->held = hold && req->kind != FAB_REQ_READ;
+		}
+		if (!req->held)
+			fab_req_done(req);
+	}
+}
+
+static void ep_release_held(struct kvx_ep *ep)
+{
+	for (uint32_t i = 0; ep->reqs != NULL && i < ep->dom->queue; i++) {
+		if (!ep->reqs[i].held)
+			continue;
+		ep->reqs[i].held = false;
+		fab_req_done(&ep->reqs[i]);
+	}
+}
+
 /* Takes everything back from the library. After it nothing moves through this ep. */
-static void ep_shut(struct kvx_ep *ep, int status, int vendor_code)
+static void ep_shut(struct kvx_ep *ep, int status, int vendor_code, bool hold)
 {
 	int rc;
 
@@ -266,28 +298,18 @@ static void ep_shut(struct kvx_ep *ep, int status, int vendor_code)
 	ep->placing.active = false;
 	for (unsigned i = 0; i < FAB_N_REPLY; i++)
 		ep->replies[i].sending = false;
-	for (uint32_t i = 0; ep->reqs != NULL && i < ep->dom->queue; i++) {
-		struct fab_req *req = &ep->reqs[i];
-
-		if (!req->open || (req->answered && !req->sending))
-			continue;
-		if (!req->answered) {
-			req->status = status;
-			req->vendor_code = vendor_code;
-			req->answered = true;
-		}
-		req->sending = false;
-		req->buf = NULL;
-		fab_req_done(req);
-	}
+	ep_end_reqs(ep, status, vendor_code, hold);
 }
 
 void fab_ep_break(struct kvx_ep *ep, int status, int vendor_code, const char *text)
 {
+	/* What the other side has closed it reads no more; what we close it still may. */
+	bool ours = status != -EHOSTDOWN || fab_ep_lease_over(ep);
+
 	if (ep->state == FAB_EP_DOWN)
 		return;
 	kvx_debug("fabric: endpoint %u: %s (%d, code %d)", ep->index, text, status, vendor_code);
-	ep_shut(ep, status, vendor_code);
+	ep_shut(ep, status, vendor_code, ours);
 	ep->down_text = text;
 	ep->news_up = false;
 	ep->news_down = true;
@@ -299,11 +321,11 @@ int fabric_fence(struct kvx_ep *ep)
 	bool connecting = ep->state == FAB_EP_CONNECTING;
 
 	if (ep->state == FAB_EP_DOWN)
-		return 0;
-	if (connecting)
+		ep_release_held(ep);
+	else if (connecting)
 		fab_ep_break(ep, -ECANCELED, 0, "fenced while connecting");
 	else
-		ep_shut(ep, -ECANCELED, 0);
+		ep_shut(ep, -ECANCELED, 0, false);
 	return 0;
 }
 
@@ -341,7 +363,7 @@ void fabric_ep_close(struct kvx_ep *ep)
 		return;
 	dom = ep->dom;
 	if (ep->state != FAB_EP_DOWN)
-		ep_shut(ep, -ECANCELED, 0);
+		ep_shut(ep, -ECANCELED, 0, false);
 	list_drop_ep(dom, ep);
 	if (dom->av != NULL && ep->peer != FI_ADDR_UNSPEC)
 		(void)fi_av_remove(dom->av, &ep->peer, 1, 0);

@@ -95,6 +95,7 @@ struct fab_req {
 	bool sending;  /* the provider may still read or write its buffers */
 	bool answered; /* status is final */
 	bool dead;     /* READ: a region it was to fill is gone: drop the data */
+	bool held;     /* the ep broke: reported by fence() */
 	uint8_t *head; /* KVX_PACK_HEAD_BYTES */
 	uint8_t *buf;  /* one of free_tx while it has head and gathered data, or NULL */
 	struct fab_place places[KVX_PACK_MAX_OPS];
@@ -244,7 +245,8 @@ void fabric_ep_close(struct kvx_ep *ep);
 int fabric_fence(struct kvx_ep *ep);
 void fabric_lease(struct kvx_ep *ep, uint64_t deadline_ns);
 struct kvx_ep *fab_ep_find(struct kvx_dom *dom, uint16_t index, uint16_t gen);
-/* Closes the endpoint now and fails everything open; EP_DOWN will be reported. */
+/* Closes the endpoint now and fails everything open; EP_DOWN will be reported. WRITEs that may
+ * still land, because it is this side that closes, are reported only from fence(). */
 void fab_ep_break(struct kvx_ep *ep, int status, int vendor_code, const char *text);
 bool fab_ep_lease_over(const struct kvx_ep *ep);
 int fab_ep_post_rx(struct kvx_ep *ep, unsigned i);

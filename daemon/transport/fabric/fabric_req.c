@@ -30,6 +30,7 @@ struct fab_req *fab_req_get(struct kvx_ep *ep, const struct kvx_op *op, enum fab
 	req->sending = false;
 	req->answered = false;
 	req->dead = false;
+	req->held = false;
 	req->buf = NULL;
 	return req;
 }
