@@ -59,18 +59,16 @@ int main(int argc, char **argv)
 	int n = check(kvxfer_region_export(to, descriptor, sizeof(descriptor)), decode, "export");
 
 	check(kvxfer_import_open(prefill, descriptor, (size_t)n, NULL, &remote), prefill, "import");
-	struct kvxfer_transfer transfer = {sizeof(transfer),
-					   KVXFER_WRITE,
-					   from,
-					   remote,
-					   &blocks,
-					   NULL,
-					   42,
-					   "ready",
-					   5,
-					   0,
-					   NULL,
-					   0};
+	struct kvxfer_transfer transfer;
+	memset(&transfer, 0, sizeof(transfer));
+	transfer.struct_bytes = sizeof(transfer);
+	transfer.op = KVXFER_WRITE;
+	transfer.region = from;
+	transfer.import_ = remote;
+	transfer.blocks = &blocks;
+	transfer.tag = 42;
+	transfer.payload = "ready";
+	transfer.payload_bytes = 5;
 	for (uint64_t i = 0; i < kvxfer_region_bytes(from); i++)
 		src[i] = (char)(i * 7 + i / BLOCK_BYTES);
 	check(kvxfer_transfer_submit(prefill, &transfer, NULL), prefill, "submit");

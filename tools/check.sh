@@ -35,12 +35,13 @@ step() {
     fi
 }
 
-# build NAME CC OPTIONS...
+# build NAME CC OPTIONS...: everything; of the fuzz build only what it is for.
 build() {
-    local name=$1 cc=$2
+    local name=$1 cc=$2 targets=()
     shift 2
     [ -e "$out/$name/build.ninja" ] || CC=$cc meson setup "$out/$name" . "$@" || return 1
-    ninja -C "$out/$name"
+    [ "$name" = fuzz ] && targets=(fuzzers daemon/kvxferd)
+    ninja -C "$out/$name" "${targets[@]}"
 }
 
 # suites NAME SUITES: runs them and files each case for the final count.
@@ -53,6 +54,12 @@ suites() {
     cp "$out/$name/meson-logs/testlog.txt" "$out/results/$name.testlog.txt" 2>/dev/null
 }
 
+# The demo must notice bytes that are wrong.
+self_test() {
+    "$out/plain/tools/kvxfer-bench/kvxfer-bench" demo --quick --self-test
+    [ $? = 1 ]
+}
+
 say "packages"
 kvx_install_packages "${KVX_BUILD_PACKAGES[@]}" "${KVX_TEST_PACKAGES[@]}" || exit 1
 
@@ -60,6 +67,7 @@ say "plain build, all suites"
 if step build-plain build plain gcc -Dbuildtype=debugoptimized; then
     suites plain "unit integration style"
     step demo "$out/plain/tools/kvxfer-bench/kvxfer-bench" demo --quick
+    step demo-self-test self_test
 fi
 
 if [ "$quick" = 0 ]; then
@@ -72,14 +80,8 @@ if [ "$quick" = 0 ]; then
         TSAN_OPTIONS="suppressions=$PWD/tests/support/tsan.supp ${TSAN_OPTIONS:-}" suites tsan "unit integration"
     fi
     say "clang: thread roles, fuzzers ($fuzz_seconds s each)"
-    if step build-fuzz build fuzz clang -Dfuzz=true -Dtests=true -Db_sanitize=address,undefined; then
-        for target in "$out"/fuzz/tests/fuzz/fuzz_*; do
-            [ -x "$target" ] && [ -f "$target" ] || continue
-            name="$(basename "$target")"
-            mkdir -p "$out/corpus/$name"
-            step "$name" "$target" -max_total_time="$fuzz_seconds" -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
-                "$out/corpus/$name" "tests/fuzz/corpus/${name#fuzz_}"
-        done
+    if step build-fuzz build fuzz clang -Dfuzz=true; then
+        KVX_FUZZ_SECONDS=$fuzz_seconds suites fuzz "fuzz"
     fi
 fi
 

@@ -39,8 +39,8 @@ static int parse_workers(struct sweep *sweep)
 	     word = strtok_r(NULL, ",", &next)) {
 		uint64_t n;
 
-		if (sweep->n_workers == MAX_WORKER_COUNTS || kvx_parse_u64(word, 1, 64, &n) != 0) {
-			kvx_tool_error("--copy-workers: %s is not a number of workers, 1 to 64",
+		if (sweep->n_workers == MAX_WORKER_COUNTS || kvx_parse_u64(word, 1, 8, &n) != 0) {
+			kvx_tool_error("--copy-workers: %s is not a number of workers, 1 to 8",
 				       word);
 			rc = KVX_BENCH_USAGE;
 		} else {

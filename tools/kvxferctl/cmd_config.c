@@ -29,8 +29,10 @@ static int config_check(struct kvx_ctl *ctl, const char *path)
 		json_object_put(obj);
 	} else if (rc == 0) {
 		printf("%s: ok\n", path);
-	} else {
+	} else if (strncmp(why.text, path, strlen(path)) == 0) {
 		kvx_tool_error("%s", why.text);
+	} else { /* keys that contradict each other: of no one line */
+		kvx_tool_error("%s: %s", path, why.text);
 	}
 	return rc == 0 ? KVX_CTL_OK : KVX_CTL_FAILED;
 }

@@ -10,13 +10,13 @@ static bool only_live, only_ended;
 static const char *max_text;
 
 static const struct kvx_column columns[] = {
-    {"ID", KVX_RIGHT, KVX_KEEP},    {"CLIENT", KVX_RIGHT, KVX_KEEP},
-    {"TAG", KVX_RIGHT, KVX_HIDE},   {"OP", KVX_LEFT, KVX_KEEP},
-    {"STATE", KVX_LEFT, KVX_KEEP},  {"STATUS", KVX_LEFT, KVX_KEEP},
-    {"BYTES", KVX_RIGHT, KVX_KEEP}, {"OF", KVX_RIGHT, KVX_HIDE},
-    {"OPS", KVX_RIGHT, KVX_HIDE},   {"PATH", KVX_LEFT, KVX_KEEP},
-    {"PEER", KVX_LEFT, KVX_CUT},    {"WAITED", KVX_RIGHT, KVX_HIDE},
-    {"TOOK", KVX_RIGHT, KVX_KEEP},  {"RATE", KVX_RIGHT, KVX_KEEP},
+    {"ID", KVX_RIGHT, KVX_KEEP},     {"CLIENT", KVX_RIGHT, KVX_KEEP},
+    {"TAG", KVX_RIGHT, KVX_HIDE},    {"OP", KVX_LEFT, KVX_KEEP},
+    {"STATE", KVX_LEFT, KVX_KEEP},   {"STATUS", KVX_LEFT, KVX_KEEP},
+    {"BYTES", KVX_RIGHT, KVX_KEEP},  {"OF", KVX_RIGHT, KVX_HIDE},
+    {"PIECES", KVX_RIGHT, KVX_HIDE}, {"PATH", KVX_LEFT, KVX_KEEP},
+    {"PEER", KVX_LEFT, KVX_CUT},     {"WAITED", KVX_RIGHT, KVX_HIDE},
+    {"TOOK", KVX_RIGHT, KVX_KEEP},   {"RATE", KVX_RIGHT, KVX_KEEP},
     {"CAUSE", KVX_LEFT, KVX_CUT},
 };
 

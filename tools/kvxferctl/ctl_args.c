@@ -36,6 +36,7 @@ void kvx_ctl_help(const struct kvx_ctl_command *command, FILE *f)
 		"system's)\n"
 		"  --json          print JSON\n"
 		"  --timeout SEC   longest wait for the daemon (default 10)\n"
+		"  -V, --version   the version of this program\n"
 		"  -h, --help      this text\n"
 		"\nexit codes: 0 ok, 1 failed or finding, 2 usage, 3 daemon not reachable, 4 not "
 		"permitted\n");
@@ -80,6 +81,10 @@ static int parse_global(struct kvx_ctl *ctl, struct parse *parse,
 
 	if (strcmp(word, "-h") == 0 || strcmp(word, "--help") == 0) {
 		kvx_ctl_help(command, stdout);
+		return END(KVX_CTL_OK);
+	}
+	if (strcmp(word, "-V") == 0 || strcmp(word, "--version") == 0) {
+		printf("kvxferctl %s\n", KVX_VERSION);
 		return END(KVX_CTL_OK);
 	}
 	if (strcmp(word, "--json") == 0) {

@@ -60,8 +60,8 @@ enum kvxfer_status {
 	KVXFER_LAYOUT = 9,    /**< EMEDIUMTYPE: the two layouts do not match */
 	KVXFER_UNSUPPORTED = 10, /**< EOPNOTSUPP */
 	KVXFER_NO_PATH = 11, /**< ENETUNREACH: the required transport does not join the two sides */
-	KVXFER_REGION_LOST = 12, /**< EOWNERDEAD: a region was unregistered, or its memory failed */
-	KVXFER_PEER_LOST = 13,   /**< EHOSTDOWN */
+	KVXFER_REGION_LOST = 12,      /**< EOWNERDEAD: a region of the transfer was unregistered */
+	KVXFER_PEER_LOST = 13,        /**< EHOSTDOWN */
 	KVXFER_PEER_UNREACHABLE = 14, /**< EHOSTUNREACH */
 	KVXFER_TRANSPORT = 15,        /**< EIO: see vendor_code and text */
 	KVXFER_CLIENT_LOST = 16,      /**< EPIPE: the other engine is gone */
@@ -189,8 +189,9 @@ enum kvxfer_event_type {
 	/** The region behind `import` is gone (status, text say why). Its transfers end by their
 	   own events. Release it. */
 	KVXFER_EVENT_IMPORT_LOST = 4,
-	/** `region` cannot be used any more (its memory failed). Its transfers end by their own
-	   events. Unregister it. */
+	/** `region` cannot be used any more (its device failed). Its transfers end by their own
+	   events. Unregister it. Never sent for host memory: a fault there ends the transfer with
+	   KVXFER_MEMORY_FAULT, and the region stays. */
 	KVXFER_EVENT_REGION_LOST = 5,
 	/** The daemon takes no new transfers; those accepted go on. */
 	KVXFER_EVENT_DRAINING = 6,
