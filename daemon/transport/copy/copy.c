@@ -28,7 +28,7 @@
 #define MAX_OP_BYTES  TURN_BYTES
 #define BATCH_BYTES   (1024u * 1024u)
 #define BATCH_OPS     128u
-#define QUEUE_BATCHES 8u /* few enough that a cancel is quick, enough for the loop to be late */
+#define QUEUE_BATCHES 8u    /* few enough that a cancel is quick, enough for the loop to be late */
 #define RING_OPS      1024u /* at least BATCH_OPS * QUEUE_BATCHES; a power of two */
 
 /* Measured, random blocks of cold memory: four blocks at a time with non-temporal stores gain 5 to
