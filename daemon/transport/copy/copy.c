@@ -23,12 +23,12 @@
 #define TURN_BYTES (512u * 1024u)
 #define TURN_OPS   128u
 
-/* A batch costs two wake-ups, some 5 us: so as large as keeps the time until a cancelled transfer
- * is out of the ring well under a millisecond. */
+/* A batch costs two wake-ups, some 5 us. All of them in flight are the time until a cancelled
+ * transfer is out of the ring: 8 MiB, a few milliseconds. */
 #define MAX_OP_BYTES  TURN_BYTES
 #define BATCH_BYTES   (1024u * 1024u)
 #define BATCH_OPS     128u
-#define QUEUE_BATCHES 8u    /* few enough that a cancel is quick, enough for the loop to be late */
+#define QUEUE_BATCHES 8u    /* 3 left a worker idle when the loop was late */
 #define RING_OPS      1024u /* at least BATCH_OPS * QUEUE_BATCHES; a power of two */
 
 /* Measured, random blocks of cold memory: four blocks at a time with non-temporal stores gain 5 to
