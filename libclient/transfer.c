@@ -196,11 +196,18 @@ int kvxfer_transfer_submit(struct kvxfer_client *client, const struct kvxfer_tra
 	return transfer_send(client, &t, &list, out_transfer);
 }
 
-/* The transfer, when it is unfinished and appends may follow. */
-static int open_transfer(struct kvxfer_client *client, uint64_t id, struct kvx_cl_xfer **out_xfer)
+/* Enters a data call on a transfer that is unfinished and to which appends may follow. */
+static int enter_open(struct kvxfer_client *client, uint64_t id, struct kvx_cl_xfer **out_xfer)
 {
-	struct kvx_cl_xfer *xfer = kvx_cl_table_find(&client->xfers, id);
+	struct kvx_cl_xfer *xfer;
+	int err;
 
+	if (client == NULL)
+		return -EINVAL;
+	err = kvx_cl_enter_data(client);
+	if (err < 0)
+		return err;
+	xfer = kvx_cl_table_find(&client->xfers, id);
 	if (xfer == NULL)
 		return kvx_cl_fail(client, -ENOENT, "transfer %llu has ended, or never was",
 				   (unsigned long long)id);
@@ -219,12 +226,7 @@ int kvxfer_transfer_append(struct kvxfer_client *client, uint64_t transfer,
 	uint8_t *body;
 	int err;
 
-	if (client == NULL)
-		return -EINVAL;
-	err = kvx_cl_enter_data(client);
-	if (err < 0)
-		return err;
-	err = open_transfer(client, transfer, &xfer);
+	err = enter_open(client, transfer, &xfer);
 	if (err < 0)
 		return err;
 	if (blocks == NULL && ops == NULL)
@@ -248,12 +250,7 @@ int kvxfer_transfer_seal(struct kvxfer_client *client, uint64_t transfer, const 
 	uint8_t *body;
 	int err;
 
-	if (client == NULL)
-		return -EINVAL;
-	err = kvx_cl_enter_data(client);
-	if (err < 0)
-		return err;
-	err = open_transfer(client, transfer, &xfer);
+	err = enter_open(client, transfer, &xfer);
 	if (err < 0)
 		return err;
 	err = payload_check(client, payload, payload_bytes);

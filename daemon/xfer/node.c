@@ -348,11 +348,6 @@ struct kvx_regions *kvx_node_regions(struct kvx_node *node)
 	return node->regions;
 }
 
-struct kvx_jobs *kvx_node_jobs(struct kvx_node *node)
-{
-	return node->jobs;
-}
-
 struct kvx_scheds *kvx_node_scheds(struct kvx_node *node)
 {
 	return node->scheds;

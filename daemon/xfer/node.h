@@ -73,7 +73,6 @@ bool kvx_node_pump(struct kvx_node *node) KVX_ON_LOOP;
 
 struct kvx_xfers *kvx_node_xfers(struct kvx_node *node);
 struct kvx_regions *kvx_node_regions(struct kvx_node *node);
-struct kvx_jobs *kvx_node_jobs(struct kvx_node *node);
 struct kvx_scheds *kvx_node_scheds(struct kvx_node *node); /* for kvx_sched_create() of lanes */
 /* The domain that peers' lanes use: worker and its dom_index; NULL when fabric is off or unusable.
  */
