@@ -110,13 +110,73 @@ static int config_check_listen(const struct kvx_config *config, struct kvx_why *
 		loopback = ntohl(in.s_addr) >> 24 == 127;
 	else if (inet_pton(AF_INET6, host, &in6) == 1)
 		loopback = IN6_IS_ADDR_LOOPBACK(&in6);
-	if (loopback || config->insecure_peers || !config->peer_enable)
+	if (loopback || config->insecure_peers || !config->peer_enable ||
+	    config->peer_secret_file[0] != '\0' || config->peer_tls_cert[0] != '\0')
 		return 0;
 	return kvx_why(why, -EINVAL,
-		       "peer.listen %s is not a loopback address: refused until peer "
-		       "authentication exists; use --insecure-peers or peer.insecure_peers = true "
-		       "on a trusted network",
+		       "peer.listen %s is not a loopback address: refused without authentication "
+		       "of peers; give peer.secret_file (or peer.tls_ca, tls_cert and tls_key), or "
+		       "on a trusted network --insecure-peers",
 		       text);
+}
+
+/* One way of authentication, and all of it. */
+static int config_check_auth(const struct kvx_config *config, struct kvx_why *why)
+{
+	bool ca = config->peer_tls_ca[0] != '\0', cert = config->peer_tls_cert[0] != '\0';
+	bool key = config->peer_tls_key[0] != '\0';
+
+	if ((ca || cert || key) && config->peer_secret_file[0] != '\0')
+		return kvx_why(why, -EINVAL,
+			       "peer.secret_file: peers are authenticated by it or by "
+			       "peer.tls_ca, peer.tls_cert and peer.tls_key, not by both");
+	if (ca == cert && cert == key)
+		return 0;
+	return kvx_why(why, -EINVAL,
+		       "peer.%s: missing; peer.tls_ca, peer.tls_cert and peer.tls_key are given "
+		       "together",
+		       !ca     ? "tls_ca"
+		       : !cert ? "tls_cert"
+			       : "tls_key");
+}
+
+/* Lists of one request are taken as a whole. */
+static int config_check_queue(const struct kvx_config *config, struct kvx_why *why)
+{
+	uint64_t need = config->ops * 24ull;
+
+	if (config->blocks * 8ull > need)
+		need = config->blocks * 8ull;
+	if (config->queued_bytes_per_client >= need)
+		return 0;
+	return kvx_why(why, -EINVAL,
+		       "limits.queued_bytes_per_client: %llu is too small for one request of "
+		       "limits.ops %u or limits.blocks %u: at least %llu is needed",
+		       (unsigned long long)config->queued_bytes_per_client, config->ops,
+		       config->blocks, (unsigned long long)need);
+}
+
+static int config_check_verbs(const struct kvx_config *config, struct kvx_why *why)
+{
+	const struct kvx_verbs_conf *verbs = &config->verbs;
+	uint64_t lane_cqes = (uint64_t)verbs->qps_per_lane * verbs->sq_depth;
+	uint32_t mtu = verbs->mtu_bytes;
+
+	if (mtu != 0 && (mtu < 256 || (mtu & (mtu - 1)) != 0))
+		return kvx_why(why, -EINVAL,
+			       "verbs.mtu_bytes: %u is not 256, 512, 1024, 2048, 4096 or 0", mtu);
+	if (verbs->post_batch >= verbs->sq_depth)
+		return kvx_why(why, -EINVAL,
+			       "verbs.post_batch: %u does not fit verbs.sq_depth %u: it must be "
+			       "less",
+			       verbs->post_batch, verbs->sq_depth);
+	if (verbs->cq_depth != 0 && verbs->cq_depth < lane_cqes)
+		return kvx_why(why, -EINVAL,
+			       "verbs.cq_depth: %u has no room for one lane: verbs.qps_per_lane %u "
+			       "times verbs.sq_depth %u needs %llu",
+			       verbs->cq_depth, verbs->qps_per_lane, verbs->sq_depth,
+			       (unsigned long long)lane_cqes);
+	return 0;
 }
 
 int kvx_config_finish(struct kvx_config *config, struct kvx_why *why)
@@ -142,7 +202,15 @@ int kvx_config_finish(struct kvx_config *config, struct kvx_why *why)
 			       "fabric.provider: empty although fabric.enable is true");
 	err = config_check_frame(&c, why);
 	if (err == 0)
+		err = config_check_queue(&c, why);
+	if (err == 0)
+		err = config_check_auth(&c, why);
+	if (err == 0)
 		err = config_check_listen(&c, why);
+	if (err == 0)
+		err = config_check_verbs(&c, why);
+	if (err == 0)
+		err = kvx_config_check_tenant_sockets(&c, why);
 	if (err < 0)
 		return err;
 	*config = c;

@@ -24,6 +24,12 @@ const struct kvx_config_key kvx_config_keys[] = {
      "Permissions of the socket. Who may connect may register memory within the limits."},
     {"daemon", "socket_group", KVX_CONFIG_TEXT, FIXED, FIELD(socket_group), "", 0, 0,
      "Group that owns the socket. Empty: the daemon's group."},
+    {"daemon", "tenants", KVX_CONFIG_TENANTS, FIXED, FIELD(tenants), "", 0, 0,
+     "Tenants beside the default one, as NAME=SOCKET NAME=SOCKET, at most 7: who connects on such "
+     "a "
+     "socket reaches only regions of the same tenant, here and on other nodes that have a tenant "
+     "of "
+     "that name. A NAME alone stands for a socket passed by systemd with that FileDescriptorName."},
     {"daemon", "node_id_file", KVX_CONFIG_PATH, FIXED, FIELD(node_id_file),
      "/var/lib/kvxfer/node-id", 0, 0,
      "File that keeps the node id over restarts. Empty, or not writable: a new id at each start."},
@@ -48,6 +54,10 @@ const struct kvx_config_key kvx_config_keys[] = {
      "Running transfers of all clients together."},
     {"limits", "transfers_per_client", KVX_CONFIG_COUNT, RELOAD, FIELD(transfers_per_client),
      "4096", 1, 16777216, "Running transfers of one client."},
+    {"limits", "queued_bytes_per_client", KVX_CONFIG_BYTES, RELOAD, FIELD(queued_bytes_per_client),
+     "64M", 1 * MIB, 1 * TIB,
+     "Memory for the block and op lists of one client that wait for their turn, as those of a "
+     "stream whose peer is slow."},
     {"limits", "ops", KVX_CONFIG_COUNT, RELOAD, FIELD(ops), "262144", 1, 16777216,
      "Explicit ops in one request. Each needs 24 bytes of frame_bytes."},
     {"limits", "blocks", KVX_CONFIG_COUNT, RELOAD, FIELD(blocks), "1048576", 1, 67108864,
@@ -65,6 +75,8 @@ const struct kvx_config_key kvx_config_keys[] = {
      "Deadline of transfers that name none."},
     {"transfer", "fence_bound_ms", KVX_CONFIG_MS, FIXED, FIELD(fence_bound_ms), "2s", 10, 60000,
      "How long a cancelled or failed transfer waits for its ops before its lane is reset."},
+    {"transfer", "lane_retries", KVX_CONFIG_COUNT, FIXED, FIELD(lane_retries), "1", 0, 8,
+     "How often a transfer goes on after its lane was torn down under it. Then it has failed."},
     {"transfer", "history", KVX_CONFIG_COUNT, FIXED, FIELD(history), "256", 0, 65536,
      "Ended transfers that are kept for kvxferctl transfers."},
     {"transfer", "quantum_bytes", KVX_CONFIG_BYTES, FIXED, FIELD(quantum_bytes), "1M", 4 * KIB,
@@ -90,6 +102,16 @@ const struct kvx_config_key kvx_config_keys[] = {
     {"peer", "insecure_peers", KVX_CONFIG_BOOL, FIXED, FIELD(insecure_peers), "false", 0, 1,
      "Allows a listen address other than loopback although peers are not authenticated: whoever "
      "reaches the port can read and write exported regions. Only for a network of trusted nodes."},
+    {"peer", "secret_file", KVX_CONFIG_PATH, FIXED, FIELD(peer_secret_file), "", 0, 0,
+     "File with a secret of 32 to 4096 bytes that is the same on all nodes: peers prove that they "
+     "have it, and what they say is encrypted (TLS 1.3). No others may read the file."},
+    {"peer", "tls_ca", KVX_CONFIG_PATH, FIXED, FIELD(peer_tls_ca), "", 0, 0,
+     "Certificates (PEM) of who signs those of the nodes. With tls_cert and tls_key, instead of "
+     "secret_file: peers need a certificate signed by one of these."},
+    {"peer", "tls_cert", KVX_CONFIG_PATH, FIXED, FIELD(peer_tls_cert), "", 0, 0,
+     "Certificate (PEM) of this node, with the chain up to one of tls_ca."},
+    {"peer", "tls_key", KVX_CONFIG_PATH, FIXED, FIELD(peer_tls_key), "", 0, 0,
+     "Private key (PEM) of tls_cert. No others may read the file."},
     {"peer", "heartbeat_ms", KVX_CONFIG_MS, FIXED, FIELD(heartbeat_ms), "1s", 10, 60000,
      "Time between two heartbeats to each peer."},
     {"peer", "lost_ms", KVX_CONFIG_MS, FIXED, FIELD(lost_ms), "3s", 20, 600000,
@@ -98,6 +120,14 @@ const struct kvx_config_key kvx_config_keys[] = {
      "First pause before a lost peer is tried again; it doubles up to reconnect_max_ms."},
     {"peer", "reconnect_max_ms", KVX_CONFIG_MS, FIXED, FIELD(reconnect_max_ms), "5s", 1, 600000,
      "Longest pause before a lost peer is tried again."},
+
+    {"peer", "transports", KVX_CONFIG_NAMES, FIXED, FIELD(peer_transports), "verbs fabric", 0, 0,
+     "Transports between nodes, best first; each has a section of its name. The first one that "
+     "both "
+     "nodes have and can use is taken."},
+    {"peer", "fallback", KVX_CONFIG_BOOL, FIXED, FIELD(peer_fallback), "true", 0, 1,
+     "Whether the next transport is taken when a lane cannot be made by the best one. false: "
+     "transfers wait for it, and fail at their deadline."},
 
     {"fabric", "enable", KVX_CONFIG_BOOL, FIXED, FIELD(fabric_enable), "true", 0, 1,
      "Whether transfers between nodes may use libfabric."},
@@ -111,6 +141,64 @@ const struct kvx_config_key kvx_config_keys[] = {
      1 * TIB,
      "Ops of at least this size, up to message_bytes, go by remote memory access instead of "
      "messages."},
+
+#define VERBS(f) FIELD(verbs.f)
+    {"verbs", "enable", KVX_CONFIG_BOOL, FIXED, FIELD(verbs_enable), "true", 0, 1,
+     "Whether transfers between nodes may use RDMA devices (InfiniBand, RoCE)."},
+    {"verbs", "devices", KVX_CONFIG_DEVICES, FIXED, VERBS(devices), "", 0, 0,
+     "Devices to use, as DEVICE or DEVICE:PORT with commas between them; with ^ at the beginning, "
+     "all but these. Empty: all. kvxferctl devices lists them."},
+    {"verbs", "gid_index", KVX_CONFIG_AUTO, FIXED, VERBS(gid_index), "auto", 0, 65535,
+     "Index in the GID table of each port. auto: RoCE v2 with an IPv4-mapped or a global IPv6 "
+     "address; on InfiniBand the first one."},
+    {"verbs", "mtu_bytes", KVX_CONFIG_COUNT, FIXED, VERBS(mtu_bytes), "0", 0, 4096,
+     "Path MTU: 256, 512, 1024, 2048 or 4096. 0: what the ports of both sides have."},
+    {"verbs", "qps_per_lane", KVX_CONFIG_COUNT, FIXED, VERBS(qps_per_lane), "2", 1, 16,
+     "Queue pairs for each peer, tenant and pair of devices."},
+    {"verbs", "sq_depth", KVX_CONFIG_COUNT, FIXED, VERBS(sq_depth), "512", 16, 32768,
+     "Work requests in flight on each queue pair."},
+    {"verbs", "cq_depth", KVX_CONFIG_COUNT, FIXED, VERBS(cq_depth), "0", 0, 4194304,
+     "Entries of the completion queue of each device; each lane needs qps_per_lane times sq_depth "
+     "of them. 0: enough for 64 lanes, or what the device has."},
+    {"verbs", "post_batch", KVX_CONFIG_COUNT, FIXED, VERBS(post_batch), "64", 1, 1024,
+     "Most work requests given to the device at once; less than sq_depth."},
+    {"verbs", "max_sge", KVX_CONFIG_COUNT, FIXED, VERBS(max_sge), "0", 0, 64,
+     "Most local pieces in one work request. 0: 8, or what the device has."},
+    {"verbs", "inline_bytes", KVX_CONFIG_COUNT, FIXED, VERBS(inline_bytes), "128", 0, 4096,
+     "Writes up to this size carry their data in the work request. 0: none."},
+    {"verbs", "stripe_bytes", KVX_CONFIG_BYTES, FIXED, VERBS(stripe_bytes), "1M", 4 * KIB, 1 * GIB,
+     "Longer ops are cut into pieces of this size, spread over queue pairs and devices."},
+    {"verbs", "max_rd_atomic", KVX_CONFIG_COUNT, FIXED, VERBS(max_rd_atomic), "16", 1, 255,
+     "Reads in flight on each queue pair, at most what both devices have."},
+    {"verbs", "timeout", KVX_CONFIG_COUNT, FIXED, VERBS(timeout), "16", 1, 31,
+     "How long an acknowledgement is waited for before a packet is sent again: 4.096 us times 2 to "
+     "the power of this, so that 16 is 268 ms. Devices round up."},
+    {"verbs", "retry_count", KVX_CONFIG_COUNT, FIXED, VERBS(retry_count), "6", 0, 7,
+     "How often a packet is sent again before the lane is given up. Soft-RoCE takes 7 for without "
+     "end."},
+    {"verbs", "rnr_retry", KVX_CONFIG_COUNT, FIXED, VERBS(rnr_retry), "7", 0, 7,
+     "How often it is tried again when the other side is not ready. 7: without end."},
+    {"verbs", "min_rnr_timer", KVX_CONFIG_COUNT, FIXED, VERBS(min_rnr_timer), "12", 0, 31,
+     "Code of the pause that the other side is asked for before such a try; 12 is 0.64 ms."},
+    {"verbs", "traffic_class", KVX_CONFIG_COUNT, FIXED, VERBS(traffic_class), "0", 0, 255,
+     "Traffic class of RoCE v2 packets: four times the DSCP, as the switches expect it."},
+    {"verbs", "service_level", KVX_CONFIG_COUNT, FIXED, VERBS(service_level), "0", 0, 15,
+     "InfiniBand service level; on RoCE v1 the priority."},
+    {"verbs", "hop_limit", KVX_CONFIG_COUNT, FIXED, VERBS(hop_limit), "64", 1, 255,
+     "Hops that a packet may take."},
+    {"verbs", "pkey_index", KVX_CONFIG_COUNT, FIXED, VERBS(pkey_index), "0", 0, 65535,
+     "Index in the partition key table of each port."},
+    {"verbs", "flush", KVX_CONFIG_BOOL, FIXED, VERBS(flush), "true", 0, 1,
+     "Whether a small read after writes makes sure that their data is visible before the transfer "
+     "ends. Without it that depends on the device and the platform."},
+    {"verbs", "settle_ms", KVX_CONFIG_MS, FIXED, VERBS(settle_ms), "100ms", 0, 10000,
+     "How long a packet can be under way in the network: a transfer that failed ends so much "
+     "later, "
+     "so that nothing lands after its end."},
+    {"verbs", "spin_us", KVX_CONFIG_US, FIXED, FIELD(verbs_spin_us), "50", 0, 1000000,
+     "How long the worker of a device polls after the last completion before it sleeps. More costs "
+     "CPU, less costs latency."},
+#undef VERBS
 };
 const unsigned kvx_config_n_keys = sizeof(kvx_config_keys) / sizeof(kvx_config_keys[0]);
 
@@ -169,6 +257,14 @@ static unsigned word_max_distance(const char *word)
 	return len < 4 ? 1 : len < 9 ? 2 : 3;
 }
 
+/* "settle" for "settle_ms" */
+static bool word_lacks_unit(const char *word, const char *name)
+{
+	size_t len = strlen(word);
+
+	return len > 0 && strncmp(word, name, len) == 0 && name[len] == '_';
+}
+
 const struct kvx_config_key *kvx_config_key_guess(const char *section, const char *name)
 {
 	const struct kvx_config_key *best = NULL;
@@ -176,7 +272,8 @@ const struct kvx_config_key *kvx_config_key_guess(const char *section, const cha
 
 	for (unsigned i = 0; i < kvx_config_n_keys; i++) {
 		const struct kvx_config_key *key = &kvx_config_keys[i];
-		unsigned distance = 2 * word_distance(name, key->name);
+		unsigned distance =
+		    word_lacks_unit(name, key->name) ? 0 : 2 * word_distance(name, key->name);
 
 		if (strcmp(section, key->section) != 0)
 			distance++; /* of two equally similar ones, that of the same section */

@@ -22,6 +22,10 @@ enum kvx_config_type {
 	KVX_CONFIG_SOCKET,  /* char[]: absolute path, or @name */
 	KVX_CONFIG_LEVEL,   /* char[]: error .. trace */
 	KVX_CONFIG_ADDRESS, /* char[]: HOST:PORT */
+	KVX_CONFIG_AUTO,    /* int: a number, or auto (-1) */
+	KVX_CONFIG_TENANTS, /* char[]: NAME=SOCKET ... */
+	KVX_CONFIG_NAMES,   /* char[]: transports */
+	KVX_CONFIG_DEVICES, /* char[]: DEVICE[:PORT],... */
 };
 
 struct kvx_config_key {
@@ -48,6 +52,13 @@ const struct kvx_config_key *kvx_config_key_guess(const char *section, const cha
 const char *kvx_config_section_guess(const char *section);
 /* Name of the type, for people: "bytes", "milliseconds". */
 const char *kvx_config_type_name(enum kvx_config_type type);
+
+/* The forms of the values that are lists; reasons do not name the key. 0 or -EINVAL. */
+int kvx_config_check_tenants(const char *text, struct kvx_why *why);
+int kvx_config_check_names(const char *text, struct kvx_why *why);
+int kvx_config_check_devices(const char *text, struct kvx_why *why);
+/* No two tenants, the default one among them, may have the same socket. Names the key. */
+int kvx_config_check_tenant_sockets(const struct kvx_config *config, struct kvx_why *why);
 
 /* Parses text into the key's field. -EINVAL with the reason, and the field is as before. */
 int kvx_config_value_set(const struct kvx_config_key *key, const char *text,

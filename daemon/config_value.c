@@ -43,6 +43,10 @@ static const struct {
     [KVX_CONFIG_SOCKET] = {"path", NULL, "an absolute path, or @name"},
     [KVX_CONFIG_LEVEL] = {"level", NULL, "error, warn, info, debug or trace"},
     [KVX_CONFIG_ADDRESS] = {"address", NULL, "HOST:PORT, such as 127.0.0.1:7717 or [::1]:7717"},
+    [KVX_CONFIG_AUTO] = {"auto or a number", suffixes_none, "auto or a number"},
+    [KVX_CONFIG_TENANTS] = {"list of NAME=SOCKET", NULL, NULL},
+    [KVX_CONFIG_NAMES] = {"list of names", NULL, NULL},
+    [KVX_CONFIG_DEVICES] = {"list of devices", NULL, NULL},
 };
 
 const char *kvx_config_type_name(enum kvx_config_type type)
@@ -136,6 +140,14 @@ static int mode_parse(const char *text, uint64_t *out_value)
 	return err < 0 ? err : *end == '\0' ? 0 : -EINVAL;
 }
 
+static bool is_auto(const struct kvx_config_key *key, const struct kvx_config *config)
+{
+	int value;
+
+	memcpy(&value, field_in(key, config), sizeof(value));
+	return value < 0;
+}
+
 static int number_set(const struct kvx_config_key *key, const char *text, struct kvx_config *config,
 		      struct kvx_why *why)
 {
@@ -144,6 +156,10 @@ static int number_set(const struct kvx_config_key *key, const char *text, struct
 	int err = key->type == KVX_CONFIG_MODE ? mode_parse(text, &value)
 					       : number_parse(key, text, &value);
 
+	if (key->type == KVX_CONFIG_AUTO && strcmp(text, "auto") == 0) {
+		number_put(key, UINT32_MAX, config);
+		return 0;
+	}
 	if (err == -EINVAL)
 		return refuse_form(key, text, why);
 	if (err < 0 || value < key->min || value > key->max) {
@@ -204,10 +220,26 @@ static bool text_has_form(const struct kvx_config_key *key, const char *text)
 	}
 }
 
+static int list_check(const struct kvx_config_key *key, const char *text, struct kvx_why *why)
+{
+	struct kvx_why reason = {.text = ""};
+	int err = 0;
+
+	if (key->type == KVX_CONFIG_TENANTS)
+		err = kvx_config_check_tenants(text, &reason);
+	else if (key->type == KVX_CONFIG_NAMES)
+		err = kvx_config_check_names(text, &reason);
+	else if (key->type == KVX_CONFIG_DEVICES)
+		err = kvx_config_check_devices(text, &reason);
+	return err == 0 ? 0
+			: kvx_why(why, err, "%s.%s: %.200s", key->section, key->name, reason.text);
+}
+
 static int text_set(const struct kvx_config_key *key, const char *text, struct kvx_config *config,
 		    struct kvx_why *why)
 {
 	size_t len = strlen(text);
+	int err;
 
 	for (size_t i = 0; i < len; i++)
 		if ((unsigned char)text[i] < 0x20 || text[i] == 0x7f)
@@ -224,6 +256,9 @@ static int text_set(const struct kvx_config_key *key, const char *text, struct k
 			       key->name, key->size - 1);
 	if (!text_has_form(key, text))
 		return refuse_form(key, text, why);
+	err = list_check(key, text, why);
+	if (err < 0)
+		return err;
 	memset(field_of(key, config), 0, key->size);
 	memcpy(field_of(key, config), text, len);
 	return 0;
@@ -264,6 +299,8 @@ void kvx_config_value_get(const struct kvx_config_key *key, const struct kvx_con
 	if (key->type == KVX_CONFIG_BOOL)
 		snprintf(out_text, KVX_CONFIG_VALUE_BYTES, "%s",
 			 *(const bool *)field_in(key, config) ? "true" : "false");
+	else if (key->type == KVX_CONFIG_AUTO && is_auto(key, config))
+		snprintf(out_text, KVX_CONFIG_VALUE_BYTES, "auto");
 	else if (is_number(key->type))
 		kvx_config_number_print(key->type, number_get(key, config), out_text,
 					KVX_CONFIG_VALUE_BYTES);

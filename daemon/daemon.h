@@ -9,6 +9,7 @@
 
 #include "base/roles.h"
 #include "config.h"
+#include "control/control.h"
 #include "xfer/desc.h"
 
 struct kvx_daemon;
@@ -20,7 +21,7 @@ struct kvx_daemon_conf {
 	bool any_peer_port;              /* the peer address is the default one: when its port is
 					    taken, another will do */
 	const uint8_t *node_id;          /* NULL: from the configured file */
-	const int *listen_fds;
+	const struct kvx_listen_fd *listen_fds;
 	unsigned n_listen_fds;
 	void (*closed)(void *arg); /* everything is gone: the loop ends */
 	void *arg;

@@ -1,10 +1,15 @@
 /* The daemon's way up: builds the parts bottom-up and joins them. What one part tells another
  * passes through the trampolines here; no part knows those above it. On the loop, once; what fails
  * half-way is taken down again before it returns. */
+#include <assert.h>
 #include <errno.h>
+#include <inttypes.h>
+#include <linux/capability.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "base/assert.h"
@@ -96,9 +101,57 @@ static void daemon_find_host(struct kvx_daemon *daemon)
 		address_host(config->peer_advertise, daemon->peer_host);
 }
 
+static_assert((int)KVX_CONFIG_TRANSPORTS <= (int)KVX_NODE_TRANSPORTS, "they are all handed on");
+
+static void daemon_find_transports(const struct kvx_config *config, struct kvx_node_conf *conf)
+{
+	char names[KVX_CONFIG_TRANSPORTS][KVX_CONFIG_TRANSPORT_BYTES];
+	unsigned n_names = config->peer_enable ? kvx_config_transports(config, names) : 0;
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < n_names; i++) {
+		conf->peer_ops[n] = kvx_transport_find(names[i]);
+		if (conf->peer_ops[n] != NULL)
+			n++;
+		else
+			kvx_warn("daemon: this kvxferd was built without the transport %s",
+				 names[i]);
+	}
+}
+
+static bool may_lock_memory(void)
+{
+	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3];
+
+	return syscall(SYS_capget, &header, data) == 0 &&
+	       (data[0].effective & (1u << CAP_IPC_LOCK)) != 0;
+}
+
+/* Devices read and write memory that is locked: better to say at the start that there will not be
+ * enough of it than when an engine registers its memory. */
+static KVX_ON_LOOP void daemon_check_memlock(const struct kvx_daemon *daemon)
+{
+	struct rlimit limit;
+	unsigned n, i = 0;
+	const struct kvx_node_rail *rails = kvx_node_rails(daemon->node, &n);
+
+	while (i < n && (rails[i].worker == NULL || rails[i].rail.link == KVX_RAIL_LINK_NONE))
+		i++;
+	if (i == n || getrlimit(RLIMIT_MEMLOCK, &limit) < 0 || may_lock_memory() ||
+	    limit.rlim_cur == RLIM_INFINITY || limit.rlim_cur >= daemon->config.bytes)
+		return;
+	kvx_warn("daemon: %" PRIu64 " KiB of memory may be locked, but limits.bytes lets clients "
+		 "register %" PRIu64 " MiB: registrations for %s will fail beyond it; set "
+		 "LimitMEMLOCK=infinity in the service unit, or 'ulimit -l unlimited' before the "
+		 "daemon is started",
+		 (uint64_t)limit.rlim_cur >> 10, daemon->config.bytes >> 20, rails[i].ops->name);
+}
+
 static KVX_ON_LOOP int daemon_open_node(struct kvx_daemon *daemon, struct kvx_why *why)
 {
 	const struct kvx_config *config = &daemon->config;
+	int err;
 	struct kvx_node_conf conf = {
 	    .epoch = daemon->epoch,
 	    .timers = daemon->timers,
@@ -107,13 +160,14 @@ static KVX_ON_LOOP int daemon_open_node(struct kvx_daemon *daemon, struct kvx_wh
 	    .doorbell_arg = daemon,
 	    .copy_workers = config->copy_workers,
 	    .copy_inline_max_bytes = config->copy_inline_max_bytes,
-	    .fabric = config->peer_enable && config->fabric_enable,
 	    .spin_us = config->spin_us,
+	    .device_spin_us = config->verbs_spin_us,
 	    .quantum_bytes = config->quantum_bytes,
 	    .n_batches = config->batches,
 	};
 
 	daemon_find_host(daemon);
+	daemon_find_transports(config, &conf);
 	memcpy(conf.node_id, daemon->node_id, sizeof(conf.node_id));
 	if (conf.copy_workers > MAX_COPY_WORKERS)
 		conf.copy_workers = MAX_COPY_WORKERS;
@@ -124,6 +178,7 @@ static KVX_ON_LOOP int daemon_open_node(struct kvx_daemon *daemon, struct kvx_wh
 	    .fabric_message_bytes = config->fabric_message_bytes,
 	    .fabric_queue = config->fabric_queue,
 	    .fabric_rma_min_bytes = config->fabric_rma_min_bytes,
+	    .verbs = config->verbs,
 	    .mem_kinds = 1u << KVX_MEM_HOST,
 	};
 	kvx_daemon_region_limits(config, &conf.region_limits);
@@ -131,12 +186,16 @@ static KVX_ON_LOOP int daemon_open_node(struct kvx_daemon *daemon, struct kvx_wh
 	    .max_xfers = UINT32_MAX, /* control checks the limit: it is reloadable */
 	    .default_deadline_ns = config->deadline_ms * KVX_MS,
 	    .fence_bound_ns = config->fence_bound_ms * KVX_MS,
+	    .lane_retries = config->lane_retries,
 	    .history = config->history,
 	    .arg = daemon,
 	    .on_terminal = daemon_on_terminal,
 	    .on_arrival = daemon_on_arrival,
 	};
-	return kvx_node_open(&conf, &daemon->node, why);
+	err = kvx_node_open(&conf, &daemon->node, why);
+	if (err == 0)
+		daemon_check_memlock(daemon);
+	return err;
 }
 
 static KVX_ON_LOOP int daemon_listen_peers(struct kvx_daemon *daemon, const char *address,
@@ -151,6 +210,10 @@ static KVX_ON_LOOP int daemon_listen_peers(struct kvx_daemon *daemon, const char
 	    .listen = address,
 	    .advertise = config->peer_advertise,
 	    .insecure = config->insecure_peers,
+	    .auth = {.secret_file = config->peer_secret_file,
+		     .tls_ca = config->peer_tls_ca,
+		     .tls_cert = config->peer_tls_cert,
+		     .tls_key = config->peer_tls_key},
 	    .version = KVX_VERSION,
 	    .heartbeat_ms = config->heartbeat_ms,
 	    .lost_ms = config->lost_ms,
@@ -160,6 +223,8 @@ static KVX_ON_LOOP int daemon_listen_peers(struct kvx_daemon *daemon, const char
 	    .max_peers = config->peers,
 	    .max_frame_bytes = config->frame_bytes,
 	    .quantum_bytes = config->quantum_bytes,
+	    .tenants = daemon->tenant_names,
+	    .fallback = config->peer_fallback,
 	    .arg = daemon,
 	    .on_arrival = daemon_on_arrival,
 	    .on_message = daemon_on_message,
@@ -211,9 +276,11 @@ static KVX_ON_LOOP int daemon_open_control(struct kvx_daemon *daemon, struct kvx
 	return kvx_control_open(&conf, &daemon->control, why);
 }
 
+/* Who it is, and who its tenants are. */
 static void daemon_name(struct kvx_daemon *daemon)
 {
 	char text[33];
+	unsigned n;
 
 	daemon->node_id_fd = -1;
 	if (daemon->conf.node_id != NULL)
@@ -221,6 +288,9 @@ static void daemon_name(struct kvx_daemon *daemon)
 	else
 		kvx_node_id_get(daemon->config.node_id_file, daemon->node_id, &daemon->node_id_fd);
 	daemon->epoch = kvx_node_epoch();
+	n = kvx_config_tenants(&daemon->config, daemon->tenants);
+	for (unsigned i = 0; i < n; i++)
+		daemon->tenant_names[i] = daemon->tenants[i].name;
 	kvx_node_id_format(daemon->node_id, text);
 	kvx_info("daemon: kvxferd %s, node %s, pid %d", KVX_VERSION, text, (int)getpid());
 }

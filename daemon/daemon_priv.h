@@ -25,6 +25,8 @@ struct kvx_daemon {
 	int node_id_fd;
 	uint64_t epoch;
 	char peer_host[KVX_CONFIG_STR]; /* of the peer address, for the fabric */
+	struct kvx_config_tenant tenants[KVX_MAX_TENANTS];
+	const char *tenant_names[KVX_MAX_TENANTS + 1]; /* ended by NULL */
 	uv_async_t doorbell;
 	uv_prepare_t prepare;
 	uv_check_t check;

@@ -297,7 +297,7 @@ static void raise_fd_limit(void)
 
 static KVX_ON_LOOP int run_daemon(struct run *run, const struct kvx_config *config)
 {
-	int fds[KVX_SERVICE_FDS];
+	struct kvx_listen_fd fds[KVX_LISTEN_FDS];
 	struct kvx_why why = {""};
 	struct kvx_daemon_conf conf = {
 	    .loop = &run->loop,

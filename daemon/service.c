@@ -23,25 +23,40 @@ bool kvx_service_has_journal(void)
 	       fstat(STDERR_FILENO, &st) == 0 && st.st_dev == dev && st.st_ino == ino;
 }
 
-int kvx_service_listen_fds(int out_fds[KVX_SERVICE_FDS], struct kvx_why *why)
+static int listen_fd_check(struct kvx_listen_fd *out, int fd, const char *name, struct kvx_why *why)
 {
-	int n = sd_listen_fds(1);
+	out->fd = fd;
+	if (sd_is_socket(fd, AF_UNIX, SOCK_STREAM, 1) <= 0)
+		return kvx_why(why, -EINVAL,
+			       "descriptor %d that was handed over is not a listening stream Unix "
+			       "socket (ListenStream= of the socket unit)",
+			       fd);
+	if (strlen(name) >= sizeof(out->name))
+		return kvx_why(why, -EINVAL,
+			       "the name of socket %.40s... that was handed over is too long",
+			       name);
+	snprintf(out->name, sizeof(out->name), "%s", name);
+	return 0;
+}
+
+int kvx_service_listen_fds(struct kvx_listen_fd out_fds[KVX_LISTEN_FDS], struct kvx_why *why)
+{
+	char **names = NULL;
+	int n = sd_listen_fds_with_names(1, &names);
+	int err = 0;
 	int i;
 
 	if (n < 0)
 		return kvx_why(why, n, "sd_listen_fds: %s", strerror(-n));
-	if (n > KVX_SERVICE_FDS)
-		return kvx_why(why, -EINVAL, "%d sockets were handed over, at most %d are taken", n,
-			       KVX_SERVICE_FDS);
-	for (i = 0; i < n; i++) {
-		out_fds[i] = SD_LISTEN_FDS_START + i;
-		if (sd_is_socket(out_fds[i], AF_UNIX, SOCK_STREAM, 1) <= 0)
-			return kvx_why(why, -EINVAL,
-				       "descriptor %d that was handed over is not a listening "
-				       "stream Unix socket (ListenStream= of the socket unit)",
-				       out_fds[i]);
-	}
-	return n;
+	if (n > KVX_LISTEN_FDS)
+		err = kvx_why(why, -EINVAL, "%d sockets were handed over, at most %d are taken", n,
+			      KVX_LISTEN_FDS);
+	for (i = 0; err == 0 && i < n; i++)
+		err = listen_fd_check(&out_fds[i], SD_LISTEN_FDS_START + i, names[i], why);
+	for (i = 0; i < n; i++)
+		free(names[i]);
+	free(names);
+	return err < 0 ? err : n;
 }
 
 void kvx_service_ready(const char *status)

@@ -5,15 +5,14 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "control/control.h"
 #include "proto/kvx_err.h"
-
-#define KVX_SERVICE_FDS 8
 
 /* Is stderr the journal's? Then log lines carry its priority prefix. */
 bool kvx_service_has_journal(void);
-/* Listening sockets that were handed over. Number, or -EINVAL when one is not a listening stream
- * Unix socket. */
-int kvx_service_listen_fds(int out_fds[KVX_SERVICE_FDS], struct kvx_why *why);
+/* Listening sockets that were handed over, with their FileDescriptorName=. Number, or -EINVAL when
+ * one is not a listening stream Unix socket. */
+int kvx_service_listen_fds(struct kvx_listen_fd out_fds[KVX_LISTEN_FDS], struct kvx_why *why);
 void kvx_service_ready(const char *status);
 void kvx_service_reloading(void);
 void kvx_service_stopping(const char *status);

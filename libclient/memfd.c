@@ -43,6 +43,17 @@ static int pages_missing(bool huge, uint64_t len_bytes, int err, struct kvx_why 
 		       (unsigned long long)len_bytes);
 }
 
+/* More than there is at all would not fail: it would wake the OOM killer. */
+static int memory_check(uint64_t len_bytes, struct kvx_why *why)
+{
+	uint64_t memory = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+
+	if (len_bytes <= memory)
+		return 0;
+	return kvx_why(why, -ENOMEM, "%llu bytes of shared memory on a machine that has %llu",
+		       (unsigned long long)len_bytes, (unsigned long long)memory);
+}
+
 static int pages_make(int fd, uint64_t offset, uint64_t len_bytes)
 {
 	while (len_bytes > 0) {
@@ -106,6 +117,9 @@ int kvx_cl_memfd_create(uint64_t len_bytes, bool huge, const char *name,
 		return kvx_why(why, -EINVAL, "a region of %llu bytes cannot be",
 			       (unsigned long long)len_bytes);
 	memfd.len_bytes = (len_bytes + page - 1) / page * page;
+	err = memory_check(memfd.len_bytes, why);
+	if (err < 0)
+		return err;
 	memfd.fd = memfd_open(huge, name);
 	if (memfd.fd < 0)
 		return kvx_why(why, memfd.fd, "memfd_create: %s%s", strerror(-memfd.fd),
@@ -185,6 +199,9 @@ int kvx_cl_memfd_adopt(int fd, uint64_t offset, uint64_t len_bytes, int *out_fd,
 	if (err < 0)
 		return err;
 	huge = fstatfs(fd, &fs) == 0 && fs.f_type == HUGETLBFS_MAGIC;
+	err = memory_check(len_bytes, why);
+	if (err < 0)
+		return err;
 	err = pages_make(fd, offset, len_bytes);
 	if (err < 0)
 		return pages_missing(huge, len_bytes, err, why);

@@ -45,6 +45,11 @@ int kvxfer_status_errno(int status)
 	return kvx_status_to_errno((uint32_t)status);
 }
 
+int kvxfer_status_retryable(int status)
+{
+	return kvx_status_retryable((uint32_t)status) ? 1 : 0;
+}
+
 const char *kvxfer_version(void)
 {
 	return KVX_VERSION;

@@ -9,6 +9,7 @@
 #ifndef KVX_WIRE_H
 #define KVX_WIRE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -42,6 +43,10 @@ struct kvx_reader;
 int kvx_reader_create(uint32_t max_body_bytes, struct kvx_reader **out_reader);
 void kvx_reader_destroy(
     struct kvx_reader *reader); /* closes fds that no message took; NULL is fine */
+/* Who gets the fds that no message took, instead of close(2): that may block for as long as their
+ * sender likes. Those in a message are for who has the message. */
+void kvx_reader_set_discard(struct kvx_reader *reader, void (*discard)(void *arg, int fd),
+			    void *arg);
 /* One recvmsg. > 0: bytes read; 0: end of stream; -EAGAIN: nothing there now; -EPROTO: MSG_CTRUNC
  * or more fds than any frame may carry (all are closed); -ENOMEM; else -errno of recvmsg(2). */
 int kvx_reader_fill(struct kvx_reader *reader, int fd);
@@ -67,6 +72,11 @@ int kvx_writer_put(struct kvx_writer *writer, uint16_t type, const void *body, u
 /* Sends what the socket takes (MSG_NOSIGNAL | MSG_DONTWAIT). 0: all sent; -EAGAIN: some left; else
  * -errno. */
 int kvx_writer_flush(struct kvx_writer *writer, int fd);
+/* For another way out than a socket (TLS); frames with fds cannot go that way. peek: the next bytes
+ * to be sent, valid until the next call; false: there are none. consume: so many of them are sent.
+ */
+bool kvx_writer_peek(const struct kvx_writer *writer, const void **out_bytes, size_t *out_len);
+void kvx_writer_consume(struct kvx_writer *writer, size_t len);
 size_t kvx_writer_pending_bytes(const struct kvx_writer *writer);
 
 #endif

@@ -19,6 +19,7 @@
 #define BASE_BYTES   8192u
 #define SHRINK_FILLS 64u /* fills without need of the large buffer before it is given back */
 #define MAX_QUEUED   (4 * KVX_WIRE_MAX_FDS)
+#define SCM_MOST_FDS 253u /* that one sendmsg(2) can pass */
 
 struct queued_fd {
 	int fd;
@@ -35,7 +36,14 @@ struct kvx_reader {
 	int err; /* sticky: the stream is lost */
 	unsigned n_fds;
 	struct queued_fd fds[MAX_QUEUED]; /* in order of arrival */
+	void (*discard)(void *arg, int fd);
+	void *discard_arg;
 };
+
+static void discard_close(void *arg, int fd)
+{
+	close(fd);
+}
 
 int kvx_reader_create(uint32_t max_body_bytes, struct kvx_reader **out_reader)
 {
@@ -44,6 +52,7 @@ int kvx_reader_create(uint32_t max_body_bytes, struct kvx_reader **out_reader)
 	if (reader == NULL)
 		return -ENOMEM;
 	reader->max_body_bytes = max_body_bytes;
+	reader->discard = discard_close;
 	*out_reader = reader;
 	return 0;
 }
@@ -51,8 +60,15 @@ int kvx_reader_create(uint32_t max_body_bytes, struct kvx_reader **out_reader)
 static void reader_close_fds(struct kvx_reader *reader)
 {
 	for (unsigned i = 0; i < reader->n_fds; i++)
-		close(reader->fds[i].fd);
+		reader->discard(reader->discard_arg, reader->fds[i].fd);
 	reader->n_fds = 0;
+}
+
+void kvx_reader_set_discard(struct kvx_reader *reader, void (*discard)(void *arg, int fd),
+			    void *arg)
+{
+	reader->discard = discard;
+	reader->discard_arg = arg;
 }
 
 void kvx_reader_destroy(struct kvx_reader *reader)
@@ -180,13 +196,14 @@ static int reader_take_fds(struct kvx_reader *reader, struct msghdr *mh, size_t 
 		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
 			continue;
 		n_fds = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+		overflow |= n_fds > KVX_WIRE_MAX_FDS;
 		for (size_t i = 0; i < n_fds; i++) {
 			int fd;
 
 			memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
 			if (reader->n_fds == MAX_QUEUED) {
 				overflow = 1;
-				close(fd);
+				reader->discard(reader->discard_arg, fd);
 				continue;
 			}
 			reader->fds[reader->n_fds++] = (struct queued_fd){fd, begin, begin + n};
@@ -197,13 +214,13 @@ static int reader_take_fds(struct kvx_reader *reader, struct msghdr *mh, size_t 
 
 int kvx_reader_fill(struct kvx_reader *reader, int fd)
 {
-	/* CMSG_LEN, not CMSG_SPACE: the padding would admit one fd more. */
+	/* Room for all that can come, though more than KVX_WIRE_MAX_FDS are refused: what finds no
+	 * room is closed by the kernel, here and now. */
 	union {
-		char bytes[CMSG_SPACE(KVX_WIRE_MAX_FDS * sizeof(int))];
+		char bytes[CMSG_SPACE(SCM_MOST_FDS * sizeof(int))];
 		struct cmsghdr align;
 	} control;
-	struct msghdr mh = {.msg_control = control.bytes,
-			    .msg_controllen = CMSG_LEN(KVX_WIRE_MAX_FDS * sizeof(int))};
+	struct msghdr mh = {.msg_control = control.bytes, .msg_controllen = sizeof(control.bytes)};
 	struct iovec iov;
 	ssize_t n;
 	int err;

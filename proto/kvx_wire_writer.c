@@ -248,6 +248,22 @@ int kvx_writer_flush(struct kvx_writer *writer, int fd)
 	return 0;
 }
 
+bool kvx_writer_peek(const struct kvx_writer *writer, const void **out_bytes, size_t *out_len)
+{
+	const struct chunk *chunk = writer->head;
+
+	if (chunk == NULL)
+		return false;
+	*out_bytes = chunk->bytes + chunk->sent;
+	*out_len = chunk->len - chunk->sent;
+	return true;
+}
+
+void kvx_writer_consume(struct kvx_writer *writer, size_t len)
+{
+	writer_advance(writer, len);
+}
+
 size_t kvx_writer_pending_bytes(const struct kvx_writer *writer)
 {
 	return writer->pending_bytes;

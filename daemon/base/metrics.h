@@ -14,6 +14,10 @@ static inline void kvx_counter_add(struct kvx_counter *c, uint64_t n) /* single 
 	atomic_store_explicit(&c->v, atomic_load_explicit(&c->v, memory_order_relaxed) + n,
 			      memory_order_relaxed);
 }
+static inline void kvx_counter_add_shared(struct kvx_counter *c, uint64_t n) /* any writers */
+{
+	atomic_fetch_add_explicit(&c->v, n, memory_order_relaxed);
+}
 static inline uint64_t kvx_counter_get(const struct kvx_counter *c)
 {
 	return atomic_load_explicit(&c->v, memory_order_relaxed);

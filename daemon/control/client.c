@@ -48,6 +48,21 @@ static const struct frame_kind {
     [KVXP__FRAME_TYPE__FRAME_GOODBYE] = {"GOODBYE", kvx_handle_goodbye},
 };
 
+/* Said once, when a client does more than ask: kvxferctl connects for each of its commands. */
+static void client_announce(struct kvx_client *client, uint16_t frame_type)
+{
+	const char *tenant = client->control->tenants[client->tenant].name;
+
+	if (client->announced || frame_type == KVXP__FRAME_TYPE__FRAME_HELLO ||
+	    frame_type == KVXP__FRAME_TYPE__FRAME_QUERY ||
+	    frame_type == KVXP__FRAME_TYPE__FRAME_GOODBYE)
+		return;
+	client->announced = true;
+	kvx_info("client %" PRIu64 " (%s, pid %d, uid %u): at work, tenant %s, library %s",
+		 client->id, client->name, (int)client->pid, (unsigned)client->uid, tenant,
+		 client->library);
+}
+
 static void client_unsettle(struct kvx_client *client)
 {
 	if (client->unsettled)
@@ -67,8 +82,8 @@ static void client_on_hello_timeout(struct kvx_timer *timer)
 			(unsigned long long)(KVX_HELLO_TIMEOUT_NS / KVX_SEC));
 }
 
-int kvx_client_create(struct kvx_control *control, struct kvx_front *front, uid_t uid, pid_t pid,
-		      struct kvx_client **out_client)
+int kvx_client_create(struct kvx_control *control, struct kvx_front *front,
+		      const struct kvx_client_origin *origin, struct kvx_client **out_client)
 {
 	bool over = control->n_clients - control->n_over_limit >= control->conf.config->clients;
 	struct kvx_client *client;
@@ -89,8 +104,9 @@ int kvx_client_create(struct kvx_control *control, struct kvx_front *front, uid_
 	client->magic = CLIENT_MAGIC;
 	client->control = control;
 	client->front = front;
-	client->uid = uid;
-	client->pid = pid;
+	client->tenant = origin->tenant;
+	client->uid = origin->uid;
+	client->pid = origin->pid;
 	client->over_limit = over;
 	client->connected_ns = kvx_now_ns();
 	kvx_sm_init(&client->sm, &client_sm, KVX_CLIENT_NEW);
@@ -154,8 +170,10 @@ void kvx_client_frame(struct kvx_client *client, struct kvx_msg *msg)
 	else if (msg->n_fds > 0 && !fd_wanted)
 		kvx_client_fail(client, -EPROTO, "%s carries %u file descriptors, none is allowed",
 				kind->name, msg->n_fds);
-	else
+	else {
+		client_announce(client, msg->type);
 		kind->handler(client, msg);
+	}
 	if (!kvx_client_takes_frames(client) && client->end_status != 0)
 		client->control->stats.bad_frames++;
 }
@@ -197,7 +215,7 @@ void kvx_client_lost(struct kvx_client *client, const char *text)
 	if (!kvx_client_takes_frames(client))
 		return;
 	snprintf(client->end_text, sizeof(client->end_text), "the client is gone: %s", text);
-	kvx_log_at(client->sm.state == KVX_CLIENT_NEW ? KVX_LOG_DEBUG : KVX_LOG_INFO,
+	kvx_log_at(client->announced ? KVX_LOG_INFO : KVX_LOG_DEBUG,
 		   "client %" PRIu64 " (%s, pid %d): %s", client->id, client->name,
 		   (int)client->pid, client->end_text);
 	client_doom(client, 0, -EPIPE);
@@ -206,8 +224,9 @@ void kvx_client_lost(struct kvx_client *client, const char *text)
 void kvx_handle_goodbye(struct kvx_client *client, struct kvx_msg *msg)
 {
 	snprintf(client->end_text, sizeof(client->end_text), "the client has closed");
-	kvx_info("client %" PRIu64 " (%s, pid %d): goodbye", client->id, client->name,
-		 (int)client->pid);
+	kvx_log_at(client->announced ? KVX_LOG_INFO : KVX_LOG_DEBUG,
+		   "client %" PRIu64 " (%s, pid %d): goodbye", client->id, client->name,
+		   (int)client->pid);
 	client_doom(client, 0, -ECANCELED);
 }
 

@@ -82,17 +82,6 @@ static void conn_on_closed(uv_handle_t *handle)
 	kvx_control_front_gone(control);
 }
 
-/* Reads away what the client has sent: closing a Unix socket with unread data makes the other end
- * see a reset instead of the end of the stream. */
-static void conn_discard_input(const struct kvx_conn *conn)
-{
-	char buf[4096];
-	unsigned i;
-
-	for (i = 0; i < 256 && recv(conn->fd, buf, sizeof(buf), MSG_DONTWAIT) > 0; i++)
-		;
-}
-
 static void conn_shut(struct kvx_conn *conn)
 {
 	if (conn->closed)
@@ -103,8 +92,7 @@ static void conn_shut(struct kvx_conn *conn)
 		DL_DELETE(conn->control->dirty, conn);
 	conn->dirty = false;
 	uv_close((uv_handle_t *)&conn->poll, conn_on_closed);
-	conn_discard_input(conn);
-	close(conn->fd);
+	kvx_closer_give_conn(conn->control->closer, conn->fd);
 	conn->fd = -1;
 }
 
@@ -216,6 +204,26 @@ void kvx_conn_flush_all(struct kvx_control *control)
 
 /* ---- receiving */
 
+/* Of the reader: descriptors that no frame took. */
+static void conn_on_discard(void *arg, int fd)
+{
+	struct kvx_conn *conn = arg;
+
+	kvx_assert_on_loop();
+	kvx_closer_give(conn->control->closer, fd);
+}
+
+/* The same for those of a frame that nobody wanted. */
+static KVX_ON_LOOP void conn_drop_fds(struct kvx_conn *conn, struct kvx_msg *msg)
+{
+	for (unsigned i = 0; i < msg->n_fds; i++) {
+		int fd = kvx_msg_take_fd(msg, i);
+
+		if (fd >= 0)
+			kvx_closer_give(conn->control->closer, fd);
+	}
+}
+
 /* All whole frames that have arrived. */
 static KVX_ON_LOOP void conn_take_frames(struct kvx_conn *conn)
 {
@@ -228,7 +236,7 @@ static KVX_ON_LOOP void conn_take_frames(struct kvx_conn *conn)
 	while (kvx_client_takes_frames(conn->client) &&
 	       (rc = kvx_reader_next(conn->reader, &msg)) > 0) {
 		kvx_client_frame(conn->client, &msg);
-		kvx_msg_fini(&msg);
+		conn_drop_fds(conn, &msg);
 	}
 	if (rc == -EMSGSIZE)
 		kvx_client_fail(conn->client, rc,
@@ -276,8 +284,12 @@ static void conn_on_poll(uv_poll_t *poll, int status, int events)
 	if (conn->closed)
 		return;
 	if (status < 0) {
+		/* libuv tells of any error of the socket as UV_EBADF; reading says which one, after
+		 * what had come before it. */
 		conn_want(conn, 0);
-		kvx_client_lost(conn->client, uv_strerror(status));
+		if (conn->reading)
+			conn_read(conn);
+		kvx_client_lost(conn->client, "the connection broke");
 	}
 	if ((events & UV_READABLE) != 0 && conn->reading)
 		conn_read(conn);
@@ -302,22 +314,21 @@ static void conn_on_aborted(uv_handle_t *handle)
 	free(conn);
 }
 
-static void socket_credentials(int fd, uid_t *out_uid, pid_t *out_pid)
+static void socket_credentials(int fd, struct kvx_client_origin *origin)
 {
 	struct ucred cred = {.pid = 0, .uid = (uid_t)-1, .gid = (gid_t)-1};
 	socklen_t len = sizeof(cred);
 
 	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0)
 		kvx_warn("conn: no credentials of a new client: %s", strerror(errno));
-	*out_uid = cred.uid;
-	*out_pid = cred.pid;
+	origin->uid = cred.uid;
+	origin->pid = cred.pid;
 }
 
-int kvx_conn_open(struct kvx_control *control, int fd)
+int kvx_conn_open(struct kvx_control *control, int fd, uint32_t tenant)
 {
 	struct kvx_conn *conn = calloc(1, sizeof(*conn));
-	uid_t uid;
-	pid_t pid;
+	struct kvx_client_origin origin = {.tenant = tenant};
 	int err = -ENOMEM;
 
 	if (conn == NULL)
@@ -330,6 +341,7 @@ int kvx_conn_open(struct kvx_control *control, int fd)
 	err = kvx_reader_create(KVX_HELLO_FRAME_BYTES, &conn->reader);
 	if (err < 0)
 		goto err_free;
+	kvx_reader_set_discard(conn->reader, conn_on_discard, conn);
 	err = kvx_writer_create(&conn->writer);
 	if (err < 0)
 		goto err_free;
@@ -337,8 +349,8 @@ int kvx_conn_open(struct kvx_control *control, int fd)
 	if (err < 0)
 		goto err_free;
 	conn->poll.data = conn;
-	socket_credentials(fd, &uid, &pid);
-	err = kvx_client_create(control, &conn->front, uid, pid, &conn->client);
+	socket_credentials(fd, &origin);
+	err = kvx_client_create(control, &conn->front, &origin, &conn->client);
 	if (err < 0)
 		goto err_poll;
 	control->n_fronts++;
@@ -353,6 +365,6 @@ err_free:
 	kvx_writer_destroy(conn->writer);
 	free(conn);
 err_fd:
-	close(fd);
+	kvx_closer_give_conn(control->closer, fd);
 	return err;
 }

@@ -69,6 +69,7 @@ static void control_free(struct kvx_control *control)
 	}
 	kvx_idmap_destroy(control->clients);
 	kvx_arena_destroy(control->arena);
+	kvx_closer_close(control->closer);
 	if (control->pidfd >= 0)
 		close(control->pidfd);
 	control->magic = 0;
@@ -86,6 +87,7 @@ int kvx_control_open(const struct kvx_control_conf *conf, struct kvx_control **o
 	control->magic = CONTROL_MAGIC;
 	control->conf = *conf;
 	control->start_ns = kvx_now_ns();
+	control->n_tenants = kvx_config_tenants(conf->config, control->tenants);
 	control->pidfd = (int)syscall(SYS_pidfd_open, getpid(), 0);
 	if (control->pidfd < 0)
 		kvx_warn("control: no pidfd (%s): clients learn of this daemon's end by the socket "
@@ -93,16 +95,22 @@ int kvx_control_open(const struct kvx_control_conf *conf, struct kvx_control **o
 			 strerror(errno));
 	err = kvx_arena_create(ARENA_BASE_BYTES, &control->arena);
 	if (err < 0)
-		goto err_free;
+		goto err_fds;
 	err = kvx_idmap_create(MAX_CLIENTS_EVER, &control->clients);
 	if (err < 0)
-		goto err_free;
+		goto err_fds;
+	err = kvx_closer_open(&control->closer);
+	if (err < 0)
+		goto err_fds;
 	err = kvx_listener_open(control, &control->listener, why);
 	if (err < 0)
 		goto err_free;
 	*out_control = control;
 	return 0;
 
+err_fds:
+	for (unsigned i = 0; i < conf->n_listen_fds; i++)
+		close(conf->listen_fds[i].fd);
 err_free:
 	control_free(control);
 	return err;
@@ -191,7 +199,7 @@ unsigned kvx_control_clients(const struct kvx_control *control)
 
 const char *kvx_control_socket(const struct kvx_control *control)
 {
-	return kvx_listener_path(control->listener);
+	return kvx_listener_path(control->listener, 0);
 }
 
 /* ---- news */

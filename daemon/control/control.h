@@ -15,6 +15,14 @@
 
 struct kvx_control;
 
+/* A listening socket of the service manager. */
+#define KVX_LISTEN_FDS        16
+#define KVX_LISTEN_NAME_BYTES 64
+struct kvx_listen_fd {
+	int fd;
+	char name[KVX_LISTEN_NAME_BYTES]; /* FileDescriptorName=: the tenant; "": none */
+};
+
 struct kvx_control_conf {
 	uv_loop_t *loop;
 	struct kvx_timers *timers;
@@ -25,16 +33,16 @@ struct kvx_control_conf {
 	uint8_t node_id[KVX_NODE_ID_BYTES];
 	uint64_t epoch;
 	const char *version;
-	const int *listen_fds; /* listening sockets of the service manager; taken over, also on
-				  failure */
-	unsigned n_listen_fds; /* 0: config->socket is bound */
+	const struct kvx_listen_fd *listen_fds; /* at most KVX_LISTEN_FDS; taken over, also on
+						   failure */
+	unsigned n_listen_fds; /* a tenant that has none of them gets a socket of its own */
 	bool make_dir;         /* create the socket's directory when it is missing */
 	void *arg;
 	void (*on_draining)(void *arg, bool draining); /* an admin asked; after the change */
 };
 
 /* -EADDRINUSE: another daemon has the socket; -EACCES, -ENOENT, -ENAMETOOLONG, -EEXIST (something
- * else lies there), -ENOMEM; all said in *why. */
+ * else lies there), -EINVAL (a tenant without a socket), -ENOMEM; all said in *why. */
 int kvx_control_open(const struct kvx_control_conf *conf, struct kvx_control **out_control,
 		     struct kvx_why *why) KVX_ON_LOOP;
 /* Takes no more connections, tells every client that the daemon stops, fences and closes each, then
@@ -50,7 +58,7 @@ void kvx_control_settle(struct kvx_control *control) KVX_ON_LOOP;
 void kvx_control_set_draining(struct kvx_control *control, bool draining) KVX_ON_LOOP;
 bool kvx_control_is_draining(const struct kvx_control *control) KVX_ON_LOOP;
 unsigned kvx_control_clients(const struct kvx_control *control) KVX_ON_LOOP;
-/* Where it listens, for people. */
+/* Where it listens for the default tenant, for people. */
 const char *kvx_control_socket(const struct kvx_control *control) KVX_ON_LOOP;
 
 /* News of transfers and peers; see xfer.h, peer.h. None of them ends a client

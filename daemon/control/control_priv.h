@@ -12,6 +12,7 @@
 #include "control/control.h"
 #include "kvxfer.pb-c.h"
 #include "proto/kvx_wire.h"
+#include "worker/closer.h"
 
 #define KVX_PROTOCOL_MIN       1u
 #define KVX_PROTOCOL_MAX       1u
@@ -80,12 +81,12 @@ struct kvx_xrec *kvx_xtable_take(struct kvx_xtable *table, uint64_t number);
 void kvx_xtable_fini(struct kvx_xtable *table);
 
 /* A message or ping under way. */
-struct kvx_call {
+struct kvx_client_call {
 	struct kvx_client *client;
 	uint32_t request_id;
 	struct kvx_peer_call *peer_call;
 	char who[80]; /* ping: whom; "" for a message */
-	struct kvx_call *prev, *next;
+	struct kvx_client_call *prev, *next;
 };
 
 enum kvx_client_state {
@@ -103,9 +104,11 @@ struct kvx_client {
 	struct kvx_front *front;
 	uint64_t id;
 	struct kvx_sm sm;
+	uint32_t tenant; /* index: 0 is the default one */
 	uid_t uid;
 	pid_t pid;
 	bool over_limit; /* to be refused at HELLO */
+	bool announced;  /* the log has it at level info: who only asks is not worth a line */
 	char name[KVX_CLIENT_NAME_BYTES];
 	char library[KVX_CLIENT_NAME_BYTES];
 	uint64_t connected_ns;
@@ -121,7 +124,7 @@ struct kvx_client {
 	uint64_t n_xfers_total;
 	uint64_t bytes_total;
 	/* messages and pings */
-	struct kvx_call *calls;
+	struct kvx_client_call *calls;
 	unsigned n_calls;
 	/* Regions opening or closing and unfinished transfers: the client's memory and, for who
 	 * waits for the fence, its life. Only kvx_client_unpend() takes from it. */
@@ -148,8 +151,11 @@ struct kvx_conn;
 struct kvx_control {
 	uint32_t magic;
 	struct kvx_control_conf conf;
+	struct kvx_config_tenant tenants[KVX_MAX_TENANTS];
+	unsigned n_tenants; /* at least the default one */
 	struct kvx_listener *listener;
-	int pidfd; /* -1: this kernel has none */
+	int pidfd;                 /* -1: this kernel has none */
+	struct kvx_closer *closer; /* of whatever came from a client: the loop closes none of it */
 	struct kvx_arena *arena;
 	struct kvx_idmap *clients;
 	unsigned n_clients; /* with an id: connections included that have not said HELLO */
@@ -179,14 +185,21 @@ int kvx_listener_open(struct kvx_control *control, struct kvx_listener **out_lis
 		      struct kvx_why *why) KVX_ON_LOOP;
 /* Stops listening at once; removes the socket that it made. */
 void kvx_listener_close(struct kvx_listener *listener) KVX_ON_LOOP;
-const char *kvx_listener_path(const struct kvx_listener *listener);
+/* Where clients of a tenant connect, for people. */
+const char *kvx_listener_path(const struct kvx_listener *listener, uint32_t tenant);
 
 /* conn.c. fd: taken, also on failure. */
-int kvx_conn_open(struct kvx_control *control, int fd) KVX_ON_LOOP;
+int kvx_conn_open(struct kvx_control *control, int fd, uint32_t tenant) KVX_ON_LOOP;
 void kvx_conn_flush_all(struct kvx_control *control) KVX_ON_LOOP;
 
 /* client.c: for fronts */
-int kvx_client_create(struct kvx_control *control, struct kvx_front *front, uid_t uid, pid_t pid,
+struct kvx_client_origin {
+	uint32_t tenant; /* index: of the socket that it came by */
+	uid_t uid;
+	pid_t pid;
+};
+int kvx_client_create(struct kvx_control *control, struct kvx_front *front,
+		      const struct kvx_client_origin *origin,
 		      struct kvx_client **out_client) KVX_ON_LOOP;
 void kvx_client_destroy(struct kvx_client *client) KVX_ON_LOOP;
 bool kvx_client_takes_frames(const struct kvx_client *client) KVX_ON_LOOP;

@@ -140,6 +140,15 @@ int kvx_decode_lists(const struct kvx_config *config, const Kvxp__BlockList *blo
 	return err;
 }
 
+uint64_t kvx_decoded_bytes(const struct kvx_decoded_lists *lists)
+{
+	if (lists->blocks != NULL)
+		return 2ull * lists->blocks->n_blocks * sizeof(uint32_t);
+	if (lists->ops != NULL)
+		return (2ull * lists->ops->n_ops + lists->ops->n_lens) * sizeof(uint64_t);
+	return 0;
+}
+
 static int decode_plane(const Kvxp__Plane *pb, uint32_t index, struct kvx_plane *out,
 			struct kvx_why *why)
 {

@@ -29,6 +29,8 @@ struct kvx_decoded_lists {
 int kvx_decode_lists(const struct kvx_config *config, const Kvxp__BlockList *blocks,
 		     const Kvxp__OpList *ops, bool may_be_empty,
 		     struct kvx_decoded_lists *out_lists, struct kvx_why *why);
+/* The memory that the lists take while they wait, but for what each costs beside its arrays. */
+uint64_t kvx_decoded_bytes(const struct kvx_decoded_lists *lists);
 
 /* Makes and checks a layout for a region of len_bytes; *out_layout is NULL when there is none. */
 int kvx_decode_layout(const struct kvx_config *config, const Kvxp__Layout *pb, uint64_t len_bytes,

@@ -27,6 +27,7 @@ static KVX_ON_LOOP void client_send_hello_reply(struct kvx_client *client)
 	reply.max_payload_bytes = KVX_PAYLOAD_MAX;
 	reply.max_transfers = config->transfers_per_client;
 	reply.client_id = client->id;
+	reply.tenant = control->tenants[client->tenant].name;
 	len = kvxp__hello_reply__get_packed_size(&reply);
 	if (len > sizeof(body)) {
 		kvx_client_fail(client, -ENOTRECOVERABLE, "hello reply of %zu bytes", len);
@@ -77,7 +78,7 @@ void kvx_handle_hello(struct kvx_client *client, struct kvx_msg *msg)
 	kvx_timer_stop(control->conf.timers, &client->hello_timer);
 	kvx_sm_move(&client->sm, KVX_CLIENT_READY);
 	client->front->ops->set_max(client->front, config->frame_bytes);
-	kvx_info("client %" PRIu64 " (%s, pid %d, uid %u): hello, library %s", client->id,
-		 client->name, (int)client->pid, (unsigned)client->uid, client->library);
+	kvx_debug("client %" PRIu64 " (%s, pid %d): hello", client->id, client->name,
+		  (int)client->pid);
 	client_send_hello_reply(client);
 }

@@ -164,9 +164,10 @@ static void import_on_resolve(void *arg, int status, const char *text, struct kv
 
 /* ---- the request */
 
-static KVX_ON_LOOP int import_local(struct kvx_control *control, const struct kvx_desc *desc,
+static KVX_ON_LOOP int import_local(const struct kvx_client *client, const struct kvx_desc *desc,
 				    struct kvx_target **out_target, struct kvx_why *why)
 {
+	const struct kvx_control *control = client->control;
 	struct kvx_region *region;
 
 	if (desc->epoch != control->conf.epoch)
@@ -178,6 +179,10 @@ static KVX_ON_LOOP int import_local(struct kvx_control *control, const struct kv
 		return kvx_why(why, -ENOENT, "the region of the descriptor is gone");
 	if (!kvx_region_token_equal(region, desc->token))
 		return kvx_why(why, -EACCES, "the descriptor's token is not the region's");
+	if (region->tenant != client->tenant)
+		return kvx_why(why, -EACCES,
+			       "the region belongs to another tenant: this client is of tenant %s",
+			       control->tenants[client->tenant].name);
 	return kvx_node_target_open(control->conf.node, region, out_target, why);
 }
 
@@ -219,7 +224,7 @@ static KVX_ON_LOOP int import_start(struct kvx_import *imp, const struct kvx_des
 	int err;
 
 	if (memcmp(desc->node_id, control->conf.node_id, KVX_NODE_ID_BYTES) == 0) {
-		err = import_local(control, desc, &target, why);
+		err = import_local(imp->client, desc, &target, why);
 		if (err == 0)
 			import_resolved(imp, target);
 		return err;
@@ -228,8 +233,9 @@ static KVX_ON_LOOP int import_start(struct kvx_import *imp, const struct kvx_des
 		return kvx_why(why, -EHOSTUNREACH,
 			       "the region is on another node, and this daemon has no peers "
 			       "([peer] enable)");
-	return kvx_peers_resolve(control->conf.peers, desc, KVX_RESOLVE_TIMEOUT_NS,
-				 import_on_resolve, imp, &imp->resolve, why);
+	return kvx_peers_resolve(control->conf.peers, desc, imp->client->tenant,
+				 KVX_RESOLVE_TIMEOUT_NS, import_on_resolve, imp, &imp->resolve,
+				 why);
 }
 
 void kvx_handle_import(struct kvx_client *client, struct kvx_msg *msg)

@@ -33,10 +33,10 @@ int kvx_client_deliver_message(struct kvx_client *owner, const struct kvx_region
 
 /* ---- calls to peers */
 
-static struct kvx_call *call_create(struct kvx_client *client, uint32_t request_id,
-				    struct kvx_why *why, int *out_err)
+static struct kvx_client_call *call_create(struct kvx_client *client, uint32_t request_id,
+					   struct kvx_why *why, int *out_err)
 {
-	struct kvx_call *call;
+	struct kvx_client_call *call;
 
 	if (client->n_calls >= KVX_CLIENT_CALLS_MAX) {
 		*out_err = kvx_why(why, -EDQUOT, "%u messages and pings are unanswered, the limit",
@@ -55,7 +55,7 @@ static struct kvx_call *call_create(struct kvx_client *client, uint32_t request_
 	return call;
 }
 
-static void call_destroy(struct kvx_call *call)
+static void call_destroy(struct kvx_client_call *call)
 {
 	DL_DELETE(call->client->calls, call);
 	call->client->n_calls--;
@@ -64,7 +64,7 @@ static void call_destroy(struct kvx_call *call)
 
 static void message_on_reply(void *arg, int status, const char *text)
 {
-	struct kvx_call *call = arg;
+	struct kvx_client_call *call = arg;
 
 	kvx_assert_on_loop();
 	kvx_client_reply_error(call->client, call->request_id, status, text);
@@ -73,7 +73,7 @@ static void message_on_reply(void *arg, int status, const char *text)
 
 void kvx_client_abandon_calls(struct kvx_client *client)
 {
-	struct kvx_call *call, *tmp;
+	struct kvx_client_call *call, *tmp;
 
 	DL_FOREACH_SAFE (client->calls, call, tmp) {
 		kvx_peer_call_abandon(call->peer_call);
@@ -102,7 +102,7 @@ static KVX_ON_LOOP int message_local(struct kvx_control *control, const struct k
 static KVX_ON_LOOP int message_remote(struct kvx_client *client, const Kvxp__MessageSend *req,
 				      struct kvx_target *target, struct kvx_why *why)
 {
-	struct kvx_call *call;
+	struct kvx_client_call *call;
 	int err = 0;
 
 	call = call_create(client, req->request_id, why, &err);
@@ -149,7 +149,7 @@ void kvx_handle_message_send(struct kvx_client *client, struct kvx_msg *msg)
 
 static void ping_on_reply(void *arg, int status, const char *text)
 {
-	struct kvx_call *call = arg;
+	struct kvx_client_call *call = arg;
 	Kvxp__Reply reply = KVXP__REPLY__INIT;
 	char json[192];
 
@@ -178,7 +178,7 @@ static bool ping_who_is_plain(const char *who)
 int kvx_client_ping(struct kvx_client *client, uint32_t request_id, const char *who,
 		    struct kvx_why *why)
 {
-	struct kvx_call *call;
+	struct kvx_client_call *call;
 	int err = 0;
 
 	if (client->control->conf.peers == NULL)

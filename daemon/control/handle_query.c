@@ -8,34 +8,29 @@
 #include "control/control_priv.h"
 #include "control/query.h"
 
-static KVX_ON_LOOP void query_drain(struct kvx_control *control, struct json_object *out)
+static KVX_ON_LOOP void query_drain(const struct kvx_query *query, struct json_object *out)
 {
-	kvx_control_set_draining(control, true);
+	kvx_control_set_draining(query->control, true);
 	kvx_json_text(out, "state", "draining");
 }
 
-static KVX_ON_LOOP void query_undrain(struct kvx_control *control, struct json_object *out)
+static KVX_ON_LOOP void query_undrain(const struct kvx_query *query, struct json_object *out)
 {
-	kvx_control_set_draining(control, false);
+	kvx_control_set_draining(query->control, false);
 	kvx_json_text(out, "state", "running");
 }
 
 static const struct query_verb {
 	const char *name;
 	bool admin;
-	void (*fill)(struct kvx_control *control, struct json_object *out); /* NULL: ping */
+	void (*fill)(const struct kvx_query *query, struct json_object *out); /* NULL: ping */
 } query_verbs[] = {
-    {"status", false, kvx_query_status},
-    {"clients", false, kvx_query_clients},
-    {"regions", false, kvx_query_regions},
-    {"transfers", false, kvx_query_transfers},
-    {"peers", false, kvx_query_peers},
-    {"stats", false, kvx_query_stats},
-    {"devices", false, kvx_query_devices},
-    {"config", true, kvx_query_config},
-    {"drain", true, query_drain},
-    {"undrain", true, query_undrain},
-    {"ping", true, NULL},
+    {"status", false, kvx_query_status},   {"clients", false, kvx_query_clients},
+    {"regions", false, kvx_query_regions}, {"transfers", false, kvx_query_transfers},
+    {"peers", false, kvx_query_peers},     {"lanes", false, kvx_query_lanes},
+    {"stats", false, kvx_query_stats},     {"devices", false, kvx_query_devices},
+    {"config", true, kvx_query_config},    {"drain", true, query_drain},
+    {"undrain", true, query_undrain},      {"ping", true, NULL},
 };
 
 static const struct query_verb *query_find(const char *name)
@@ -49,15 +44,25 @@ static const struct query_verb *query_find(const char *name)
 	return NULL;
 }
 
+static bool client_is_admin(const struct kvx_client *client)
+{
+	return client->uid == 0 || client->uid == geteuid();
+}
+
 static KVX_ON_LOOP int query_answer(struct kvx_client *client, const struct query_verb *verb,
 				    uint32_t request_id)
 {
+	const struct kvx_query query = {
+	    .control = client->control,
+	    .admin = client_is_admin(client),
+	    .tenant = client->tenant,
+	};
 	struct json_object *out = json_object_new_object();
 	Kvxp__Reply reply = KVXP__REPLY__INIT;
 
 	if (out == NULL)
 		return -ENOMEM;
-	verb->fill(client->control, out);
+	verb->fill(&query, out);
 	reply.request_id = request_id;
 	reply.text = (char *)(uintptr_t)json_object_to_json_string_ext(
 	    out, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE);
@@ -81,8 +86,8 @@ void kvx_handle_query(struct kvx_client *client, struct kvx_msg *msg)
 	if (verb == NULL)
 		err = kvx_why(&why, -EOPNOTSUPP,
 			      "the query is not known: status, clients, regions, transfers, peers, "
-			      "stats, devices, config, drain, undrain, ping are");
-	else if (verb->admin && client->uid != 0 && client->uid != geteuid())
+			      "lanes, stats, devices, config, drain, undrain, ping are");
+	else if (verb->admin && !client_is_admin(client))
 		err = kvx_why(&why, -EACCES,
 			      "%s needs root or the daemon's own user (uid %u), you are uid %u",
 			      verb->name, (unsigned)geteuid(), (unsigned)client->uid);

@@ -156,8 +156,9 @@ static KVX_ON_LOOP int region_add(struct kvx_client *client, const Kvxp__RegionR
 		return err;
 	const struct kvx_region_request request = {
 	    .owner = client->id,
+	    .tenant = client->tenant,
 	    .ops = ops,
-	    .fd = kvx_msg_take_fd(msg, 0),
+	    .fd = msg->fds[0],
 	    .fd_offset = req->fd_offset,
 	    .len_bytes = req->len,
 	    .access = req->access,
@@ -168,6 +169,7 @@ static KVX_ON_LOOP int region_add(struct kvx_client *client, const Kvxp__RegionR
 	err = kvx_region_add(kvx_node_regions(client_node(client)), &request, &region, why);
 	if (err < 0)
 		return err;
+	kvx_msg_take_fd(msg, 0); /* it is the region's now */
 	memcpy(region->name, name, sizeof(name));
 	*out_region = region;
 	return 0;

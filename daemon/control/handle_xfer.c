@@ -38,11 +38,12 @@ static KVX_ON_LOOP void xfer_event(struct kvx_client *client, const struct kvx_x
 	kvx_client_event(client, &event);
 }
 
-/* The daemon refuses a submit. */
+/* The daemon refuses a submit: no transfer was made, but it is told and remembered like one. */
 static KVX_ON_LOOP void xfer_refuse(struct kvx_client *client, const Kvxp__XferSubmit *req,
 				    int status, const char *text)
 {
 	enum kvx_status wire = kvx_status_from_errno(status);
+	const struct kvx_import *imp = kvx_client_import(client, req->import);
 	uint64_t now = kvx_now_ns();
 	struct kvx_xfer_end end = {
 	    .xfer = req->xfer,
@@ -56,11 +57,36 @@ static KVX_ON_LOOP void xfer_refuse(struct kvx_client *client, const Kvxp__XferS
 	    .submit_ns = now,
 	    .end_ns = now,
 	};
+	struct kvx_xfer_row row = {
+	    .end = end,
+	    .tenant = client->tenant,
+	    .region = req->region,
+	    .remote_region = imp != NULL ? imp->target->region_id : 0,
+	    .peer = imp != NULL && imp->target->peer_name != NULL ? imp->target->peer_name : "",
+	};
 
 	client->control->stats.refused_xfers++;
 	kvx_debug("client %" PRIu64 ": transfer %" PRIu64 " refused: %s: %s", client->id, req->xfer,
 		  kvx_status_name(wire), end.text);
+	kvx_xfers_refused(client_xfers(client), &row);
 	xfer_event(client, &end);
+}
+
+/* Lists wait in the daemon's memory until their ops can be posted, which on a stream to a slow peer
+ * can take long. */
+static KVX_ON_LOOP int lists_check_room(const struct kvx_client *client,
+					const struct kvx_decoded_lists *lists, struct kvx_why *why)
+{
+	uint64_t queued = kvx_xfers_list_bytes(client_xfers(client), client->id);
+	uint64_t limit = client->control->conf.config->queued_bytes_per_client;
+	uint64_t more = kvx_decoded_bytes(lists);
+
+	if (queued + more <= limit)
+		return 0;
+	return kvx_why(why, -EDQUOT,
+		       "lists of %" PRIu64 " bytes wait already, %" PRIu64 " more are over %" PRIu64
+		       " ([limits] queued_bytes_per_client): wait for transfers to end",
+		       queued, more, limit);
 }
 
 static KVX_ON_LOOP int submit_check(struct kvx_client *client, const Kvxp__XferSubmit *req,
@@ -105,6 +131,8 @@ static KVX_ON_LOOP int submit_fill(struct kvx_client *client, const Kvxp__XferSu
 	if (imp == NULL)
 		return kvx_why(why, -ENOENT, "the import is not one of this client");
 	err = kvx_decode_lists(config, req->blocks, req->ops, req->streaming, lists, why);
+	if (err == 0)
+		err = lists_check_room(client, lists, why);
 	if (err < 0)
 		return err;
 	*out = (struct kvx_xfer_req){
@@ -218,6 +246,8 @@ void kvx_handle_xfer_append(struct kvx_client *client, struct kvx_msg *msg)
 		return;
 	err = kvx_decode_lists(client->control->conf.config, req->blocks, req->ops, false, &lists,
 			       &why);
+	if (err == 0)
+		err = lists_check_room(client, &lists, &why);
 	if (err < 0)
 		kvx_xfer_cancel(rec->xfer, err, why.text);
 	else

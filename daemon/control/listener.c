@@ -1,23 +1,21 @@
-/* The listener: takes connections on the client socket, its own or those that the service manager
- * handed over, and makes a conn of each. On the loop. When the process has no file descriptors left
- * it answers with a spare one instead of spinning on a backlog that it cannot take. */
+/* The listener: takes connections on the sockets of all tenants and makes a conn of each, of the
+ * tenant whose socket it came by. On the loop. When the process has no file descriptors left it
+ * answers with a spare one instead of spinning on a backlog that it cannot take. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "base/assert.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "control/control_priv.h"
-#include "control/socket_path.h"
+#include "control/listen_sockets.h"
 
 #define LISTENER_MAGIC   0x6b766c73u /* "kvls" */
-#define MAX_LISTEN_FDS   8
 #define ACCEPTS_PER_TURN 64
 #define PAUSE_NS         (100 * KVX_MS) /* without fds: how long before the next try */
 #define WARN_EVERY_NS    (5 * KVX_SEC)
@@ -25,12 +23,10 @@
 struct kvx_listener {
 	uint32_t magic;
 	struct kvx_control *control;
-	char path[KVX_CONFIG_STR];
-	struct kvx_socket sock; /* own socket; fd -1: handed over */
-	unsigned n_polls;
+	unsigned n_sockets;
 	unsigned n_open; /* polls not closed yet */
-	uv_poll_t polls[MAX_LISTEN_FDS];
-	int fds[MAX_LISTEN_FDS];
+	uv_poll_t polls[KVX_LISTEN_SOCKETS];
+	struct kvx_listen_socket sockets[KVX_LISTEN_SOCKETS];
 	int spare_fd;
 	struct kvx_timer pause;
 	uint64_t warned_ns;
@@ -42,7 +38,7 @@ static void listener_start(struct kvx_listener *listener)
 {
 	unsigned i;
 
-	for (i = 0; i < listener->n_polls; i++)
+	for (i = 0; i < listener->n_sockets; i++)
 		uv_poll_start(&listener->polls[i], UV_READABLE, listener_on_poll);
 }
 
@@ -53,6 +49,8 @@ static void listener_on_pause_over(struct kvx_timer *timer)
 
 	kvx_assert_on_loop();
 	KVX_CHECK_MAGIC(listener, LISTENER_MAGIC);
+	if (listener->spare_fd < 0)
+		listener->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
 	listener_start(listener);
 }
 
@@ -63,7 +61,7 @@ static void listener_pause(struct kvx_listener *listener)
 	if (kvx_timer_start(listener->control->conf.timers, &listener->pause, PAUSE_NS,
 			    listener_on_pause_over) < 0)
 		return; /* then it spins until there is memory again */
-	for (i = 0; i < listener->n_polls; i++)
+	for (i = 0; i < listener->n_sockets; i++)
 		uv_poll_stop(&listener->polls[i]);
 }
 
@@ -105,25 +103,26 @@ static void listener_use_spare(struct kvx_listener *listener, int listen_fd)
 		if (fd >= 0) {
 			connection_refuse(fd, -EDQUOT,
 					  "the daemon has no file descriptors left (LimitNOFILE)");
-			close(fd);
+			kvx_closer_give_conn(listener->control->closer, fd);
 		}
-		listener->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+		listener->spare_fd = -1; /* there will be one when that is closed */
 	}
 	listener_pause(listener);
 }
 
 /* false: nothing more to take now. */
-static KVX_ON_LOOP bool listener_accept(struct kvx_listener *listener, int listen_fd)
+static KVX_ON_LOOP bool listener_accept(struct kvx_listener *listener,
+					const struct kvx_listen_socket *sock)
 {
 	struct kvx_control *control = listener->control;
-	int fd = accept4(listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+	int fd = accept4(sock->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 	char text[80];
 	int err;
 
 	if (fd < 0) {
 		err = errno;
 		if (err == EMFILE || err == ENFILE || err == ENOMEM || err == ENOBUFS)
-			listener_use_spare(listener, listen_fd);
+			listener_use_spare(listener, sock->fd);
 		return err == EINTR || err == ECONNABORTED;
 	}
 	if (control->n_clients >= control->conf.config->clients + KVX_CLIENTS_OVER_LIMIT) {
@@ -131,10 +130,10 @@ static KVX_ON_LOOP bool listener_accept(struct kvx_listener *listener, int liste
 			 control->conf.config->clients);
 		control->stats.refused_connects++;
 		connection_refuse(fd, -EDQUOT, text);
-		close(fd);
+		kvx_closer_give_conn(control->closer, fd);
 		return true;
 	}
-	err = kvx_conn_open(control, fd);
+	err = kvx_conn_open(control, fd, sock->tenant);
 	if (err < 0)
 		kvx_warn("control: a new connection could not be taken: %s", strerror(-err));
 	return true;
@@ -143,102 +142,53 @@ static KVX_ON_LOOP bool listener_accept(struct kvx_listener *listener, int liste
 static void listener_on_poll(uv_poll_t *poll, int status, int events)
 {
 	struct kvx_listener *listener = poll->data;
-	int fd;
 	unsigned i;
 
 	kvx_assert_on_loop();
 	KVX_CHECK_MAGIC(listener, LISTENER_MAGIC);
-	fd = listener->fds[poll - listener->polls];
-	for (i = 0; i < ACCEPTS_PER_TURN && listener_accept(listener, fd); i++)
+	for (i = 0; i < ACCEPTS_PER_TURN &&
+		    listener_accept(listener, &listener->sockets[poll - listener->polls]);
+	     i++)
 		;
 }
 
 /* ---- opening and closing */
-
-static int listener_take_over(struct kvx_listener *listener, struct kvx_why *why)
-{
-	const struct kvx_control_conf *conf = &listener->control->conf;
-	struct sockaddr_un addr;
-	socklen_t len = sizeof(addr);
-	unsigned i;
-
-	if (conf->n_listen_fds > MAX_LISTEN_FDS)
-		return kvx_why(why, -EINVAL,
-			       "%u listening sockets were handed over, at most %d "
-			       "can be used",
-			       conf->n_listen_fds, MAX_LISTEN_FDS);
-	for (i = 0; i < conf->n_listen_fds; i++)
-		listener->fds[i] = conf->listen_fds[i];
-	memset(&addr, 0, sizeof(addr));
-	if (getsockname(listener->fds[0], (struct sockaddr *)&addr, &len) < 0)
-		return kvx_why(why, -errno, "the socket handed over has no name: %s",
-			       strerror(errno));
-	if (len > offsetof(struct sockaddr_un, sun_path)) {
-		if (addr.sun_path[0] == '\0')
-			addr.sun_path[0] = '@';
-		snprintf(listener->path, sizeof(listener->path), "%.*s",
-			 (int)(len - offsetof(struct sockaddr_un, sun_path)), addr.sun_path);
-	}
-	listener->n_polls = conf->n_listen_fds;
-	return 0;
-}
-
-static int listener_bind(struct kvx_listener *listener, struct kvx_why *why)
-{
-	const struct kvx_control_conf *conf = &listener->control->conf;
-	struct kvx_socket_conf sock_conf = {
-	    .path = conf->config->socket,
-	    .mode = conf->config->socket_mode,
-	    .group = conf->config->socket_group,
-	    .make_dir = conf->make_dir,
-	};
-	int err;
-
-	err = kvx_socket_open(&sock_conf, &listener->sock, why);
-	if (err < 0)
-		return err;
-	snprintf(listener->path, sizeof(listener->path), "%s", conf->config->socket);
-	listener->fds[0] = listener->sock.fd;
-	listener->n_polls = 1;
-	return 0;
-}
 
 int kvx_listener_open(struct kvx_control *control, struct kvx_listener **out_listener,
 		      struct kvx_why *why)
 {
 	struct kvx_listener *listener = calloc(1, sizeof(*listener));
 	unsigned i;
-	int err;
+	int n;
 
-	if (listener == NULL)
+	if (listener == NULL) {
+		for (i = 0; i < control->conf.n_listen_fds; i++)
+			close(control->conf.listen_fds[i].fd);
 		return -ENOMEM;
+	}
+	n = kvx_listen_sockets_open(control, listener->sockets, why);
+	if (n < 0) {
+		free(listener);
+		return n;
+	}
 	listener->magic = LISTENER_MAGIC;
 	listener->control = control;
-	listener->sock.fd = -1;
+	listener->n_sockets = (unsigned)n;
 	listener->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
-	err = control->conf.n_listen_fds > 0 ? listener_take_over(listener, why)
-					     : listener_bind(listener, why);
-	if (err < 0)
-		goto err_free;
-	for (i = 0; i < listener->n_polls; i++) {
-		err = uv_poll_init(control->conf.loop, &listener->polls[i], listener->fds[i]);
+	for (i = 0; i < listener->n_sockets; i++) {
+		const struct kvx_listen_socket *sock = &listener->sockets[i];
+		int err = uv_poll_init(control->conf.loop, &listener->polls[i], sock->fd);
+
 		kvx_assert(err == 0); /* only fails for what is no socket */
 		listener->polls[i].data = listener;
 		listener->n_open++;
+		kvx_info("control: clients%s%s at %s%s", sock->tenant > 0 ? " of tenant " : "",
+			 sock->tenant > 0 ? control->tenants[sock->tenant].name : "", sock->path,
+			 sock->handed_over ? " (socket activation)" : "");
 	}
 	listener_start(listener);
-	kvx_info("control: clients at %s%s", listener->path,
-		 control->conf.n_listen_fds > 0 ? " (socket activation)" : "");
 	*out_listener = listener;
 	return 0;
-
-err_free:
-	for (i = 0; i < control->conf.n_listen_fds; i++)
-		close(control->conf.listen_fds[i]);
-	if (listener->spare_fd >= 0)
-		close(listener->spare_fd);
-	free(listener);
-	return err;
 }
 
 static void listener_on_closed(uv_handle_t *handle)
@@ -261,19 +211,20 @@ void kvx_listener_close(struct kvx_listener *listener)
 	unsigned i;
 
 	kvx_timer_stop(listener->control->conf.timers, &listener->pause);
-	for (i = 0; i < listener->n_polls; i++)
+	for (i = 0; i < listener->n_sockets; i++)
 		uv_close((uv_handle_t *)&listener->polls[i], listener_on_closed);
-	if (listener->sock.fd >= 0)
-		kvx_socket_close(&listener->sock, listener->path);
-	else
-		for (i = 0; i < listener->n_polls; i++)
-			close(listener->fds[i]);
+	kvx_listen_sockets_close(listener->sockets, listener->n_sockets);
 	if (listener->spare_fd >= 0)
 		close(listener->spare_fd);
 	listener->spare_fd = -1;
 }
 
-const char *kvx_listener_path(const struct kvx_listener *listener)
+const char *kvx_listener_path(const struct kvx_listener *listener, uint32_t tenant)
 {
-	return listener != NULL ? listener->path : "";
+	unsigned i;
+
+	for (i = 0; listener != NULL && i < listener->n_sockets; i++)
+		if (listener->sockets[i].tenant == tenant)
+			return listener->sockets[i].path;
+	return "";
 }

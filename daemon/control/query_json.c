@@ -15,6 +15,11 @@ void kvx_json_u64(struct json_object *obj, const char *name, uint64_t value)
 	json_object_object_add(obj, name, json_object_new_uint64(value));
 }
 
+void kvx_json_int(struct json_object *obj, const char *name, int value)
+{
+	json_object_object_add(obj, name, json_object_new_int(value));
+}
+
 void kvx_json_bool(struct json_object *obj, const char *name, bool value)
 {
 	json_object_object_add(obj, name, json_object_new_boolean(value));
@@ -69,4 +74,10 @@ struct json_object *kvx_json_row(struct json_object *list, uint64_t *omitted)
 		return NULL;
 	}
 	return row;
+}
+
+void kvx_json_omitted(struct json_object *obj, uint64_t omitted)
+{
+	if (omitted > 0)
+		kvx_json_u64(obj, "omitted", omitted);
 }

@@ -1,22 +1,26 @@
-/* Queries that list things: clients, regions, transfers, peers. Loop thread; reads only. */
+/* Queries that list things: clients, regions, transfers, peers, lanes. Loop thread; reads only. */
+
 #include <string.h>
 
 #include "base/clock.h"
 #include "base/idmap.h"
 #include "control/query.h"
 
-static void omitted_fill(struct json_object *out, uint64_t omitted)
+static const char *tenant_name(const struct kvx_query *query, uint32_t tenant)
 {
-	if (omitted > 0)
-		kvx_json_u64(out, "omitted", omitted);
+	const struct kvx_control *control = query->control;
+
+	return tenant < control->n_tenants ? control->tenants[tenant].name : "";
 }
 
-static void client_fill(const struct kvx_client *client, struct json_object *row)
+static KVX_ON_LOOP void client_fill(const struct kvx_query *query, const struct kvx_client *client,
+				    struct json_object *row)
 {
 	kvx_json_id(row, "id", client->id);
 	kvx_json_text(row, "name", client->name);
 	kvx_json_u64(row, "pid", (uint64_t)client->pid);
 	kvx_json_u64(row, "uid", client->uid);
+	kvx_json_text(row, "tenant", tenant_name(query, client->tenant));
 	kvx_json_text(row, "library", client->library);
 	kvx_json_text(row, "state", kvx_sm_name(&client->sm));
 	kvx_json_u64(row, "connected_ns", client->connected_ns);
@@ -27,23 +31,28 @@ static void client_fill(const struct kvx_client *client, struct json_object *row
 	kvx_json_u64(row, "transfers", client->xfers.n);
 	kvx_json_u64(row, "transfers_total", client->n_xfers_total);
 	kvx_json_u64(row, "bytes_total", client->bytes_total);
+	kvx_json_u64(row, "queued_bytes",
+		     kvx_xfers_list_bytes(kvx_node_xfers(query->control->conf.node), client->id));
 	kvx_json_u64(row, "events_pending_bytes", client->front->ops->pending_bytes(client->front));
 }
 
-void kvx_query_clients(struct kvx_control *control, struct json_object *out)
+void kvx_query_clients(const struct kvx_query *query, struct json_object *out)
 {
 	struct json_object *list = kvx_json_list(out, "clients");
 	const struct kvx_client *client;
 	uint64_t omitted = 0;
 	uint32_t cursor = 0;
 
-	while ((client = kvx_idmap_next(control->clients, &cursor)) != NULL) {
-		struct json_object *row = kvx_json_row(list, &omitted);
+	while ((client = kvx_idmap_next(query->control->clients, &cursor)) != NULL) {
+		struct json_object *row;
 
+		if (!kvx_query_sees(query, client->tenant))
+			continue;
+		row = kvx_json_row(list, &omitted);
 		if (row != NULL)
-			client_fill(client, row);
+			client_fill(query, client, row);
 	}
-	omitted_fill(out, omitted);
+	kvx_json_omitted(out, omitted);
 }
 
 static const char *region_state_name(enum kvx_region_state state)
@@ -61,12 +70,14 @@ static const char *region_state_name(enum kvx_region_state state)
 	return "unknown";
 }
 
-static void region_fill(const struct kvx_region *region, struct json_object *row)
+static void region_fill(const struct kvx_query *query, const struct kvx_region *region,
+			struct json_object *row)
 {
 	static const char *const access[] = {"-", "r", "w", "rw"};
 
 	kvx_json_id(row, "id", region->id);
 	kvx_json_id(row, "owner", region->owner);
+	kvx_json_text(row, "tenant", tenant_name(query, region->tenant));
 	kvx_json_text(row, "name", region->name);
 	kvx_json_text(row, "kind", region->mem.ops->name);
 	kvx_json_u64(row, "bytes", region->mem.len_bytes);
@@ -77,34 +88,42 @@ static void region_fill(const struct kvx_region *region, struct json_object *row
 	kvx_json_u64(row, "users", region->n_users);
 }
 
-void kvx_query_regions(struct kvx_control *control, struct json_object *out)
+void kvx_query_regions(const struct kvx_query *query, struct json_object *out)
 {
+	const struct kvx_regions *regions = kvx_node_regions(query->control->conf.node);
 	struct json_object *list = kvx_json_list(out, "regions");
 	const struct kvx_region *region;
 	uint64_t omitted = 0;
 	uint32_t cursor = 0;
 
-	while ((region = kvx_region_next(kvx_node_regions(control->conf.node), &cursor)) != NULL) {
-		struct json_object *row = kvx_json_row(list, &omitted);
+	while ((region = kvx_region_next(regions, &cursor)) != NULL) {
+		struct json_object *row;
 
+		if (!kvx_query_sees(query, region->tenant))
+			continue;
+		row = kvx_json_row(list, &omitted);
 		if (row != NULL)
-			region_fill(region, row);
+			region_fill(query, region, row);
 	}
-	omitted_fill(out, omitted);
+	kvx_json_omitted(out, omitted);
 }
 
 struct xfer_lists {
+	const struct kvx_query *query;
 	struct json_object *live, *ended;
 	uint64_t omitted;
 	uint64_t now_ns;
 };
 
-static void xfer_fill(const struct kvx_xfer_row *x, bool ended, struct json_object *row)
+static void xfer_fill(const struct kvx_query *query, const struct kvx_xfer_row *x,
+		      struct json_object *row)
 {
 	const struct kvx_xfer_end *end = &x->end;
+	bool ended = end->status <= 0;
 
 	kvx_json_id(row, "id", end->xfer);
 	kvx_json_id(row, "client", end->client);
+	kvx_json_text(row, "tenant", tenant_name(query, x->tenant));
 	kvx_json_id(row, "tag", end->tag);
 	kvx_json_text(row, "op", end->op == KVX_OP_READ ? "read" : "write");
 	kvx_json_text(row, "state", x->state);
@@ -112,10 +131,11 @@ static void xfer_fill(const struct kvx_xfer_row *x, bool ended, struct json_obje
 		      ended ? kvx_status_name(kvx_status_from_errno(end->status)) : "RUNNING");
 	kvx_json_text(row, "text", end->text);
 	kvx_json_text(row, "scope", kvx_scope_name(end->scope));
-	json_object_object_add(row, "vendor_code", json_object_new_int(end->vendor_code));
+	kvx_json_int(row, "vendor_code", end->vendor_code);
 	kvx_json_u64(row, "bytes", end->bytes);
 	kvx_json_u64(row, "bytes_planned", x->bytes_planned);
 	kvx_json_u64(row, "pieces", x->pieces);
+	kvx_json_u64(row, "retries", x->retries);
 	kvx_json_text(row, "transport", end->transport);
 	kvx_json_text(row, "peer", x->peer);
 	kvx_json_id(row, "region", x->region);
@@ -129,25 +149,28 @@ static void xfer_fill(const struct kvx_xfer_row *x, bool ended, struct json_obje
 static void xfer_row(void *arg, const struct kvx_xfer_row *x)
 {
 	struct xfer_lists *lists = arg;
-	bool ended = strcmp(x->state, "ended") == 0;
-	struct json_object *row = kvx_json_row(ended ? lists->ended : lists->live, &lists->omitted);
+	struct json_object *row;
 
+	if (!kvx_query_sees(lists->query, x->tenant))
+		return;
+	row = kvx_json_row(x->end.status <= 0 ? lists->ended : lists->live, &lists->omitted);
 	if (row == NULL)
 		return;
-	xfer_fill(x, ended, row);
+	xfer_fill(lists->query, x, row);
 	kvx_json_u64(row, "now_ns", lists->now_ns);
 }
 
-void kvx_query_transfers(struct kvx_control *control, struct json_object *out)
+void kvx_query_transfers(const struct kvx_query *query, struct json_object *out)
 {
 	struct xfer_lists lists = {
+	    .query = query,
 	    .live = kvx_json_list(out, "live"),
 	    .ended = kvx_json_list(out, "ended"),
 	    .now_ns = kvx_now_ns(),
 	};
 
-	kvx_xfers_walk(kvx_node_xfers(control->conf.node), xfer_row, &lists);
-	omitted_fill(out, lists.omitted);
+	kvx_xfers_walk(kvx_node_xfers(query->control->conf.node), xfer_row, &lists);
+	kvx_json_omitted(out, lists.omitted);
 }
 
 struct peer_list {
@@ -169,6 +192,8 @@ static void peer_row(void *arg, const struct kvx_peer_row *peer)
 	kvx_json_id(row, "epoch", peer->epoch);
 	kvx_json_u64(row, "up_ns", peer->up_ns);
 	kvx_json_u64(row, "rtt_ns", peer->rtt_ns);
+	kvx_json_u64(row, "lanes", peer->n_lanes);
+	kvx_json_u64(row, "lanes_up", peer->n_lanes_up);
 	lane = kvx_json_object(row, "lane");
 	kvx_json_text(lane, "transport", peer->lane_transport);
 	kvx_json_text(lane, "state", peer->lane_state);
@@ -185,11 +210,80 @@ static void peer_row(void *arg, const struct kvx_peer_row *peer)
 	kvx_json_text(row, "last_error", peer->last_error);
 }
 
-void kvx_query_peers(struct kvx_control *control, struct json_object *out)
+void kvx_query_peers(const struct kvx_query *query, struct json_object *out)
 {
+	const struct kvx_peers *peers = query->control->conf.peers;
 	struct peer_list list = {.peers = kvx_json_list(out, "peers")};
 
-	if (control->conf.peers != NULL)
-		kvx_peers_walk(control->conf.peers, peer_row, &list);
-	omitted_fill(out, list.omitted);
+	if (peers != NULL)
+		kvx_peers_walk(peers, peer_row, &list);
+	kvx_json_omitted(out, list.omitted);
+}
+
+/* ---- lanes */
+
+struct lane_list {
+	const struct kvx_query *query;
+	struct json_object *lanes;
+	uint64_t omitted;
+};
+
+static void leg_fill(const struct kvx_leg_row *leg, struct json_object *row)
+{
+	kvx_json_text(row, "rail", leg->rail);
+	kvx_json_text(row, "remote_rail", leg->remote_rail);
+	kvx_json_u64(row, "batches_in_flight", leg->batches_in_flight);
+	kvx_json_u64(row, "bytes_in_flight", leg->bytes_in_flight);
+}
+
+static void lane_fill(const struct kvx_lane_row *lane, struct json_object *row)
+{
+	struct json_object *legs;
+	uint64_t omitted = 0;
+
+	kvx_json_text(row, "peer", lane->peer);
+	kvx_json_text(row, "tenant", lane->tenant);
+	kvx_json_text(row, "transport", lane->transport);
+	kvx_json_text(row, "state", lane->state);
+	kvx_json_u64(row, "generation", lane->generation);
+	kvx_json_u64(row, "up_ns", lane->up_ns);
+	legs = kvx_json_list(row, "legs");
+	for (unsigned i = 0; i < lane->n_legs; i++) {
+		struct json_object *leg = kvx_json_row(legs, &omitted);
+
+		if (leg != NULL)
+			leg_fill(&lane->legs[i], leg);
+	}
+	kvx_json_u64(row, "queue_batches", lane->queue_batches);
+	kvx_json_u64(row, "batches", lane->n_batches);
+	kvx_json_u64(row, "ops", lane->n_ops);
+	kvx_json_u64(row, "bytes", lane->n_bytes);
+	kvx_json_u64(row, "errors", lane->n_errors);
+	kvx_json_u64(row, "resets", lane->n_resets);
+	kvx_json_u64(row, "failed", lane->n_failed);
+	kvx_json_u64(row, "fallback", lane->n_fallback);
+	kvx_json_text(row, "last_error", lane->last_error);
+}
+
+static void lane_row(void *arg, const struct kvx_lane_row *lane)
+{
+	struct lane_list *list = arg;
+	const struct kvx_query *query = list->query;
+	struct json_object *row;
+
+	if (!query->admin && strcmp(lane->tenant, tenant_name(query, query->tenant)) != 0)
+		return;
+	row = kvx_json_row(list->lanes, &list->omitted);
+	if (row != NULL)
+		lane_fill(lane, row);
+}
+
+void kvx_query_lanes(const struct kvx_query *query, struct json_object *out)
+{
+	const struct kvx_peers *peers = query->control->conf.peers;
+	struct lane_list list = {.query = query, .lanes = kvx_json_list(out, "lanes")};
+
+	if (peers != NULL)
+		kvx_peers_walk_lanes(peers, lane_row, &list);
+	kvx_json_omitted(out, list.omitted);
 }

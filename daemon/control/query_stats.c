@@ -3,7 +3,7 @@
 #include "base/clock.h"
 #include "control/query.h"
 
-static KVX_ON_LOOP void counters_fill(struct kvx_control *control, struct json_object *out)
+static KVX_ON_LOOP void counters_fill(const struct kvx_control *control, struct json_object *out)
 {
 	const struct kvx_xfers_stats *x = kvx_xfers_stats(kvx_node_xfers(control->conf.node));
 	const struct kvx_control_stats *c = &control->stats;
@@ -17,6 +17,7 @@ static KVX_ON_LOOP void counters_fill(struct kvx_control *control, struct json_o
 	    {"xfers_failed", x->failed},
 	    {"xfers_cancelled", x->cancelled},
 	    {"xfers_deadline", x->deadline},
+	    {"xfers_retries", x->retries},
 	    {"bytes_ok", x->bytes_ok},
 	    {"pieces", x->pieces},
 	    {"ops", x->ops},
@@ -67,10 +68,12 @@ static KVX_ON_LOOP void worker_fill(const struct kvx_worker *worker, const char 
 	kvx_json_u64(row, "sleeps", kvx_counter_get(&stats->sleeps));
 	kvx_json_u64(row, "short_posts", kvx_counter_get(&stats->short_posts));
 	kvx_json_u64(row, "in_flight", kvx_worker_in_flight(worker));
+	kvx_query_dom_counters(worker, row);
 }
 
-void kvx_query_stats(struct kvx_control *control, struct json_object *out)
+void kvx_query_stats(const struct kvx_query *query, struct json_object *out)
 {
+	struct kvx_control *control = query->control;
 	const struct kvx_xfers_stats *x = kvx_xfers_stats(kvx_node_xfers(control->conf.node));
 	struct json_object *hists;
 	struct json_object *workers;

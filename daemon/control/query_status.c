@@ -1,8 +1,10 @@
-/* Queries about the daemon as a whole: status, devices, config. Loop thread; reads only. */
+/* Queries about the daemon as a whole: status, config. Loop thread; reads only. */
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/idmap.h"
 #include "control/query.h"
 
 struct peer_count {
@@ -17,30 +19,110 @@ static void peer_count_row(void *arg, const struct kvx_peer_row *row)
 	count->up += strcmp(row->state, "up") == 0 ? 1 : 0;
 }
 
+static bool transport_is_for_peers(const struct kvx_node *node, const struct kvx_transport_ops *ops)
+{
+	const struct kvx_transport_ops *const *usable = kvx_node_peer_transports(node);
+
+	while (*usable != NULL && *usable != ops)
+		usable++;
+	return *usable != NULL;
+}
+
+/* Why no lane can be made by it: what the first of its rails lacks, or why it has none. */
+static void transport_reason(const struct kvx_control *control, const struct kvx_transport_ops *ops,
+			     char *out, size_t size)
+{
+	char names[KVX_CONFIG_TRANSPORTS][KVX_CONFIG_TRANSPORT_BYTES];
+	unsigned n = kvx_config_transports(control->conf.config, names);
+	unsigned n_rails, i = 0;
+	const struct kvx_node_rail *rails = kvx_node_rails(control->conf.node, &n_rails);
+
+	while (i < n && strcmp(names[i], ops->name) != 0)
+		i++;
+	if (!control->conf.config->peer_enable || i == n) {
+		snprintf(out, size, "disabled ([peer] enable, transports; [%s] enable)", ops->name);
+		return;
+	}
+	snprintf(out, size, "%s", kvx_node_peer_error(control->conf.node));
+	for (i = 0; i < n_rails; i++) {
+		if (rails[i].ops != ops)
+			continue;
+		snprintf(out, size, "%s%s%s", rails[i].rail.name,
+			 rails[i].rail.name[0] != '\0' ? ": " : "",
+			 rails[i].lost ? "the device is lost" : rails[i].rail.reason);
+		return;
+	}
+}
+
+/* Usable, but all its rails wait: for what the first one does. */
+static void transport_waits(const struct kvx_control *control, const struct kvx_transport_ops *ops,
+			    char *out, size_t size)
+{
+	unsigned n_rails;
+	const struct kvx_node_rail *rails = kvx_node_rails(control->conf.node, &n_rails);
+
+	for (unsigned i = 0; i < n_rails; i++) {
+		const char *waits = kvx_node_rail_waits(&rails[i]);
+
+		if (rails[i].ops != ops || rails[i].worker == NULL || rails[i].lost)
+			continue;
+		if (waits == NULL) {
+			out[0] = '\0';
+			return;
+		}
+		if (out[0] == '\0')
+			snprintf(out, size, "%s waits: %s", rails[i].rail.name, waits);
+	}
+}
+
 /* What the registry has and whether it works here. */
-static void transports_fill(struct kvx_control *control, struct json_object *out)
+static void transports_fill(const struct kvx_control *control, struct json_object *out)
 {
 	const struct kvx_transport_ops *const *ops;
 	struct json_object *list = kvx_json_list(out, "transports");
-	struct kvx_worker *peer_worker;
 	uint64_t omitted = 0;
-	unsigned dom_index = 0;
 
-	peer_worker = kvx_node_peer_worker(control->conf.node, &dom_index);
 	for (ops = kvx_transport_registry(); *ops != NULL; ops++) {
-		bool local = ((*ops)->caps & KVX_CAP_SAME_NODE) != 0;
+		bool usable = ((*ops)->caps & KVX_CAP_SAME_NODE) != 0 ||
+			      transport_is_for_peers(control->conf.node, *ops);
 		struct json_object *row = kvx_json_row(list, &omitted);
+		char reason[KVX_WHY_BYTES + KVX_RAIL_NAME_BYTES + 8] = "";
 
 		if (row == NULL)
 			continue;
+		if (!usable)
+			transport_reason(control, *ops, reason, sizeof(reason));
+		else
+			transport_waits(control, *ops, reason, sizeof(reason));
 		kvx_json_text(row, "name", (*ops)->name);
-		kvx_json_bool(row, "usable",
-			      local ||
-				  (peer_worker != NULL && kvx_worker_ops(peer_worker) == *ops));
-		kvx_json_text(row, "reason",
-			      local || peer_worker != NULL
-				  ? ""
-				  : kvx_node_peer_worker_error(control->conf.node));
+		kvx_json_bool(row, "usable", usable);
+		kvx_json_text(row, "reason", reason);
+	}
+}
+
+/* Those that may be seen, with the socket of each. */
+static void tenants_fill(const struct kvx_query *query, struct json_object *out)
+{
+	const struct kvx_control *control = query->control;
+	struct json_object *list = kvx_json_list(out, "tenants");
+	unsigned n_clients[KVX_MAX_TENANTS] = {0};
+	const struct kvx_client *client;
+	uint64_t omitted = 0;
+	uint32_t cursor = 0;
+
+	while ((client = kvx_idmap_next(control->clients, &cursor)) != NULL)
+		n_clients[client->tenant]++;
+	for (uint32_t i = 0; i < control->n_tenants; i++) {
+		struct json_object *row;
+
+		if (!kvx_query_sees(query, i))
+			continue;
+		row = kvx_json_row(list, &omitted);
+		if (row == NULL)
+			continue;
+		kvx_json_text(row, "name", control->tenants[i].name);
+		kvx_json_text(row, "socket", kvx_listener_path(control->listener, i));
+		kvx_json_u64(row, "clients", n_clients[i]);
 	}
 }
 
@@ -56,6 +138,7 @@ static void limits_fill(const struct kvx_config *config, struct json_object *out
 	kvx_json_u64(limits, "imports_per_client", config->imports_per_client);
 	kvx_json_u64(limits, "transfers", config->transfers);
 	kvx_json_u64(limits, "transfers_per_client", config->transfers_per_client);
+	kvx_json_u64(limits, "queued_bytes_per_client", config->queued_bytes_per_client);
 	kvx_json_u64(limits, "ops", config->ops);
 	kvx_json_u64(limits, "blocks", config->blocks);
 	kvx_json_u64(limits, "planes", config->planes);
@@ -64,8 +147,9 @@ static void limits_fill(const struct kvx_config *config, struct json_object *out
 	kvx_json_u64(limits, "peers", config->peers);
 }
 
-void kvx_query_status(struct kvx_control *control, struct json_object *out)
+void kvx_query_status(const struct kvx_query *query, struct json_object *out)
 {
+	struct kvx_control *control = query->control;
 	const struct kvx_control_conf *conf = &control->conf;
 	struct peer_count peers = {0, 0};
 
@@ -80,6 +164,8 @@ void kvx_query_status(struct kvx_control *control, struct json_object *out)
 	kvx_json_text(out, "socket", kvx_control_socket(control));
 	kvx_json_text(out, "peer_address",
 		      conf->peers != NULL ? kvx_peers_address(conf->peers) : "");
+	kvx_json_text(out, "tenant", control->tenants[query->tenant].name);
+	tenants_fill(query, out);
 	kvx_json_u64(out, "clients", control->n_clients);
 	kvx_json_u64(out, "regions", kvx_regions_count(kvx_node_regions(conf->node)));
 	kvx_json_u64(out, "region_bytes", kvx_regions_bytes(kvx_node_regions(conf->node)));
@@ -90,36 +176,12 @@ void kvx_query_status(struct kvx_control *control, struct json_object *out)
 	limits_fill(conf->config, out);
 }
 
-/* Domains of transports: one per worker. */
-void kvx_query_devices(struct kvx_control *control, struct json_object *out)
-{
-	struct json_object *list = kvx_json_list(out, "devices");
-	struct kvx_worker *worker;
-	const char *name = "";
-	uint64_t omitted = 0;
-	unsigned i;
-
-	for (i = 0; (worker = kvx_node_worker(control->conf.node, i, &name)) != NULL; i++) {
-		const struct kvx_transport_limits *limits = kvx_worker_limits(worker);
-		struct json_object *row = kvx_json_row(list, &omitted);
-
-		if (row == NULL)
-			continue;
-		kvx_json_text(row, "worker", name);
-		kvx_json_text(row, "transport", kvx_worker_ops(worker)->name);
-		kvx_json_u64(row, "max_op_bytes", limits->max_op_bytes);
-		kvx_json_u64(row, "batch_bytes", limits->batch_bytes);
-		kvx_json_u64(row, "batch_ops", limits->batch_ops);
-		kvx_json_u64(row, "queue_batches", limits->queue_batches);
-	}
-}
-
 static void config_add(void *arg, const char *name, const char *value)
 {
 	kvx_json_text(arg, name, value);
 }
 
-void kvx_query_config(struct kvx_control *control, struct json_object *out)
+void kvx_query_config(const struct kvx_query *query, struct json_object *out)
 {
-	kvx_config_visit(control->conf.config, config_add, kvx_json_object(out, "config"));
+	kvx_config_visit(query->control->conf.config, config_add, kvx_json_object(out, "config"));
 }

@@ -113,13 +113,13 @@ int kvx_region_add(struct kvx_regions *regions, const struct kvx_region_request 
 	kvx_mem_init(&mem, request->ops, request->fd, request->fd_offset, request->len_bytes);
 	struct kvx_region *region = calloc(1, sizeof(*region));
 	if (region == NULL) {
-		kvx_mem_fini(&mem);
 		kvx_layout_destroy(request->layout);
 		return kvx_why(why, -ENOMEM, "no memory for the region's entry");
 	}
 	region->mem = mem;
 	region->layout = request->layout;
 	region->owner = request->owner;
+	region->tenant = request->tenant;
 	region->access = request->access;
 	region->state = KVX_REGION_MAPPING;
 	int err = regions_check_quota(regions, request, why);
@@ -133,6 +133,7 @@ int kvx_region_add(struct kvx_regions *regions, const struct kvx_region_request 
 			kvx_why(why, err, "no memory for the region's id");
 	}
 	if (err < 0) {
+		region->mem.fd = -1; /* the caller's again */
 		region_free(region);
 		return err;
 	}

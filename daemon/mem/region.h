@@ -16,7 +16,9 @@
 #define KVX_TOKEN_BYTES       16
 #define KVX_REGION_NAME_BYTES 65
 #define KVX_MAX_DOMAINS                                                                            \
-	16 /* transport domains of a node: copy workers, fabric domains, NICs, GPUs */
+	32 /* transport domains of a node: copy workers, fabric domains, NICs, GPUs */
+#define KVX_MAX_TENANTS       8
+#define KVX_TENANT_NAME_BYTES 32
 
 enum kvx_region_state {
 	KVX_REGION_MAPPING, /* being mapped and registered, not usable yet */
@@ -27,7 +29,8 @@ enum kvx_region_state {
 
 struct kvx_region {
 	uint64_t id;
-	uint64_t owner; /* client id */
+	uint64_t owner;  /* client id */
+	uint32_t tenant; /* of the owner: index, 0: default */
 	enum kvx_region_state state;
 	struct kvx_mem mem;
 	struct kvx_layout *layout;      /* NULL: none */
@@ -57,7 +60,8 @@ void kvx_regions_set_limits(struct kvx_regions *regions,
 
 /* What a client asks to be registered. */
 struct kvx_region_request {
-	uint64_t owner; /* client id */
+	uint64_t owner;  /* client id */
+	uint32_t tenant; /* of the owner */
 	const struct kvx_mem_ops *ops;
 	int fd;
 	uint64_t fd_offset;
@@ -68,9 +72,10 @@ struct kvx_region_request {
 	struct kvx_layout *layout; /* NULL: none */
 };
 
-/* Books a region against the quotas and gives it an id and a token; state MAPPING. Takes fd and
- * layout, also on failure (closing the fd; layout must have been checked). -EDQUOT with the limit's
- * name and value in *why, -ENOMEM, or what mem ops->check says. */
+/* Books a region against the quotas and gives it an id and a token; state MAPPING. Takes
+ * layout (checked), also on failure, and on success fd: one that is refused may be anything, and
+ * closing it may block. -EDQUOT with the limit's name and value in *why, -ENOMEM, or what mem
+ * ops->check says. */
 int kvx_region_add(struct kvx_regions *regions, const struct kvx_region_request *request,
 		   struct kvx_region **out_region, struct kvx_why *why) KVX_ON_LOOP;
 /* Forgets a region and frees it. Its memory must be unmapped (ops->unmap ran on the job thread) and

@@ -3,9 +3,11 @@
  * A backend moves bytes between registered memory of this process and registered memory that it
  * reaches through an endpoint. It has no threads, keeps no queue of its own beyond what it has
  * taken from post(), decides no policy and never calls back. Everything but probe() is called on
- * the one worker thread that owns the domain.
+ * the one worker thread that owns the domain; a backend with KVX_CAP_BLOCKING_CONTROL has some
+ * slots called on helper threads of that worker, see there.
  *
- *   domain (dom)  a device or fabric domain with its memory table; one worker owns it
+ *   rail          a device (or port of one) that can be a domain
+ *   domain (dom)  an open rail with its memory table; one worker owns it
  *   ep            one end of a lane, or the loopback of a same-node transport
  *   mr            memory registered in a domain; with it go the rights that remote ends have
  *   mkey          bytes that name an mr to another domain; they travel in the peer protocol
@@ -23,6 +25,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/metrics.h"
 #include "base/roles.h"
 #include "mem/mem.h"
 
@@ -34,6 +37,28 @@ struct kvx_dom;
 struct kvx_ep;
 struct kvx_mr;
 struct kvx_rkey;
+
+/* A device that a backend has found, usable or not. Backends without devices have one rail without
+ * a name. Written by probe() only. */
+#define KVX_RAIL_NAME_BYTES 64
+#define KVX_MAX_RAILS       8 /* of one backend on one node */
+enum kvx_rail_link { KVX_RAIL_LINK_NONE, KVX_RAIL_LINK_ETHERNET, KVX_RAIL_LINK_INFINIBAND };
+struct kvx_rail {
+	char name[KVX_RAIL_NAME_BYTES]; /* "mlx5_0:1"; "" for a backend without devices */
+	char device[KVX_RAIL_NAME_BYTES];
+	char netdev[16]; /* RoCE: the network interface; "" when unknown */
+	char gid[46];    /* as text; "" when none */
+	char firmware[64];
+	uint32_t port; /* 1.. */
+	uint32_t gid_index;
+	uint32_t mtu_bytes;  /* active path MTU */
+	uint64_t speed_mbps; /* of the link: lanes times signalling rate; 0: unknown */
+	int numa_node;       /* -1: unknown */
+	enum kvx_rail_link link;
+	bool usable; /* it can be opened; endpoints also need a port that is up, see kvx_dom_port */
+	/* Why it is not usable, and what to do. Usable: what it waits for; "": nothing. */
+	char reason[KVX_WHY_BYTES];
+};
 
 enum kvx_op_kind { KVX_OP_READ = 1, KVX_OP_WRITE = 2 };
 
@@ -57,6 +82,7 @@ enum kvx_tevent_kind {
 	KVX_TEV_EP_INCOMING, /* a remote end has connected to listen(); ep is new and belongs to the
 				caller */
 	KVX_TEV_DEVICE_LOST, /* the domain is unusable: close it */
+	KVX_TEV_DEVICE_UP,   /* its port is usable again: lanes that lack it may be made anew */
 };
 struct kvx_tevent {
 	enum kvx_tevent_kind kind;
@@ -77,6 +103,39 @@ enum kvx_transport_caps {
 	KVX_CAP_EVENT_FD = 1u << 3, /* limits.event_fd and arm() can wake a sleeping worker */
 	KVX_CAP_CPU_COPY =
 	    1u << 4, /* progress() moves the bytes itself: more domains, more speed */
+	/* mem_reg, mem_dereg, listen, connect, fence and lease(ep, 0) may block for long (pinning,
+	 * address resolution, destroying queues): the worker calls them on helper threads, at the
+	 * same time as post() and progress() of the same domain. What the worker promises: for one
+	 * ep at most one of its calls runs at a time, except progress(), rkey_free() and lease()
+	 * with another value; no post() to an ep whose fence() has begun. What the backend
+	 * promises: progress() reports the ep's open ops after fence() has returned, and nothing of
+	 * the ep once ep_close() was called (worker thread). */
+	KVX_CAP_BLOCKING_CONTROL = 1u << 5,
+};
+/* What a domain counts, for people. Written on the worker's threads, read by the loop. */
+struct kvx_dom_counters {
+	struct kvx_counter wrs;         /* work requests posted */
+	struct kvx_counter doorbells;   /* chains of work requests posted */
+	struct kvx_counter signaled;    /* of the work requests, those that complete aloud */
+	struct kvx_counter completions; /* taken from completion queues */
+	struct kvx_counter inlined;     /* work requests with their data inline */
+	struct kvx_counter gathered;    /* ops that shared a work request with another one */
+	struct kvx_counter flushes;     /* reads that make writes visible */
+	struct kvx_counter errors;      /* error completions */
+	struct kvx_counter async_events;
+	struct kvx_counter eps_made, eps_lost; /* endpoints connected; lost to an error */
+	struct kvx_counter regs, reg_bytes;    /* memory registered now */
+};
+/* What a domain's port is like now. Written on the worker's threads, read by the loop, each field
+ * by itself: for people, and as a hint whether listen() would fail. */
+struct kvx_dom_port {
+	/* What it waits for (listen() fails until then) and what to do: lives as long as the
+	 * domain. NULL: endpoints can be made; DEVICE_UP says when that comes true. */
+	_Atomic(const char *) waits;
+	_Atomic uint64_t gid[2]; /* its 16 bytes; 0: it had none yet */
+	_Atomic uint64_t speed_mbps;
+	_Atomic uint32_t gid_index;
+	_Atomic uint32_t mtu_bytes;
 };
 struct kvx_transport_limits {
 	uint64_t max_op_bytes;  /* longest op that post() takes */
@@ -85,6 +144,36 @@ struct kvx_transport_limits {
 	uint32_t queue_batches; /* batches worth having in flight per ep */
 	int event_fd; /* KVX_CAP_EVENT_FD: pollable once arm() said 0; else -1. The domain owns it.
 		       */
+	/* How long after fence() something that this end has sent may still land at the other
+	 * side; UINT64_MAX: until the other side stops it or its lease is over. */
+	uint64_t settle_ns;
+	const struct kvx_dom_counters *counters; /* of the domain; NULL: none */
+	const struct kvx_dom_port *port;         /* likewise */
+};
+
+/* verbs: [verbs] of the configuration, see kvxferd.conf(5) and docs/rdma.md. */
+struct kvx_verbs_conf {
+	char devices[KVX_WHY_BYTES]; /* "mlx5_0,mlx5_1:1"; "^mlx5_2": all but these; "": all */
+	int gid_index;               /* -1: by rule */
+	uint32_t mtu_bytes;          /* 0: what the port has */
+	uint32_t qps_per_lane;       /* queue pairs per endpoint, 1..16 */
+	uint32_t sq_depth;           /* work requests in flight per queue pair */
+	uint32_t cq_depth;           /* per device; 0: enough for 64 endpoints */
+	uint32_t post_batch;         /* work requests per doorbell at most */
+	uint32_t max_sge;       /* local pieces per work request at most; 0: 8 or the device's */
+	uint32_t inline_bytes;  /* writes up to this size carry their data in the request */
+	uint64_t stripe_bytes;  /* longer ops are spread over queue pairs and rails */
+	uint32_t max_rd_atomic; /* reads in flight per queue pair */
+	uint32_t timeout;       /* 4.096 us * 2^timeout until a packet is sent again */
+	uint32_t retry_count;   /* 0..7 */
+	uint32_t rnr_retry;     /* 0..7, 7: without end */
+	uint32_t min_rnr_timer; /* 0..31 */
+	uint32_t traffic_class; /* 0..255 */
+	uint32_t service_level; /* 0..15 */
+	uint32_t hop_limit;     /* 1..255 */
+	uint32_t pkey_index;
+	bool flush;         /* a read after writes makes them visible before they are done */
+	uint32_t settle_ms; /* how long a packet may be under way */
 };
 
 struct kvx_dom_conf {
@@ -96,6 +185,8 @@ struct kvx_dom_conf {
 	uint32_t fabric_queue;         /* fabric: messages in flight per ep */
 	uint64_t fabric_rma_min_bytes; /* fabric: ops of at least this go by RMA where the provider
 					  has it; UINT64_MAX: never */
+	const struct kvx_rail *rail;   /* open: which one; NULL: the first usable one */
+	struct kvx_verbs_conf verbs;
 	uint32_t mem_kinds; /* bit set (1 << enum kvx_mem_kind) of memory this node may register */
 	void *test;         /* fake: its script */
 };
@@ -105,16 +196,24 @@ struct kvx_transport_ops {
 	const char *name;
 	uint32_t caps;
 
-	/* Usable on this node? 0 or -errno with the reason. Any thread, before any other call. */
-	int (*probe)(const struct kvx_dom_conf *conf, struct kvx_why *why);
+	/* What is there on this node? Fills at most max rails, usable or not, and returns how many;
+	 * a backend without devices has one. -errno with the reason: none can be used. Any thread.
+	 */
+	int (*probe)(const struct kvx_dom_conf *conf, struct kvx_rail *rails, unsigned max,
+		     struct kvx_why *why);
 	int (*open)(const struct kvx_dom_conf *conf, struct kvx_dom **out_dom,
 		    struct kvx_transport_limits *out_limits, struct kvx_why *why);
 	void (*close)(struct kvx_dom *dom); /* eps, mrs, rkeys are gone before */
 
 	/* Makes the ep of one lane. listen: a new ep and the address that the other side connects
-	 * to; connect: gives an ep the other side's address, ends in EP_UP or EP_DOWN. Same-node
-	 * transports: listen gives an ep that is up. */
-	int (*listen)(struct kvx_dom *dom, struct kvx_ep **out_ep, void *addr, size_t *addr_len);
+	 * to; connect: gives an ep the other side's address, ends in EP_UP or EP_DOWN (a backend
+	 * that does not notice by itself whether the two ends reach each other tries it before
+	 * EP_UP). listen: -ENETDOWN, -EHOSTUNREACH: the port is down or has no address now.
+	 * Same-node transports: listen gives an ep that is up. An ep to another
+	 * node reaches, and is a way into, memory of its own tenant only; on the same node that is
+	 * for who makes the keys to see to. */
+	int (*listen)(struct kvx_dom *dom, uint32_t tenant, struct kvx_ep **out_ep, void *addr,
+		      size_t *addr_len);
 	int (*connect)(struct kvx_ep *ep, const void *addr, size_t addr_len);
 	void (*ep_close)(
 	    struct kvx_ep *ep); /* after fence(); frees it; rkeys of it are gone before */
@@ -122,8 +221,8 @@ struct kvx_transport_ops {
 	/* rights: KVX_ACCESS_* that remote ends get. mem_dereg: a fence for inbound access to this
 	 * mr, except for ops that the transport moves by RMA (they are drained before by the
 	 * withdraw protocol, or cut by fence()). */
-	int (*mem_reg)(struct kvx_dom *dom, const struct kvx_mem *mem, uint32_t rights,
-		       struct kvx_mr **out_mr);
+	int (*mem_reg)(struct kvx_dom *dom, uint32_t tenant, const struct kvx_mem *mem,
+		       uint32_t rights, struct kvx_mr **out_mr);
 	void (*mem_dereg)(struct kvx_mr *mr);
 	int (*mkey_pack)(const struct kvx_mr *mr, void *buf,
 			 size_t buf_bytes); /* length or -ENOSPC */
@@ -144,13 +243,15 @@ struct kvx_transport_ops {
 	int (*arm)(struct kvx_dom *dom);
 
 	/* The hard fence. After it returns no byte can land or be read through this ep, in either
-	 * direction; ops still open are reported by progress() with -ECANCELED; the ep takes no
-	 * more ops. Idempotent. */
+	 * direction, but for what limits.settle_ns says; ops still open are reported by progress()
+	 * with -ECANCELED, or with the error that brought the ep down; the ep takes no more ops.
+	 * Idempotent. */
 	int (*fence)(struct kvx_ep *ep);
 
 	/* Lets inbound access through this ep go on until deadline_ns (monotonic); past it the
-	 * backend lets nothing land or be read until it is extended. UINT64_MAX: no limit. Backends
-	 * without KVX_CAP_CROSS_NODE ignore it. */
+	 * backend lets nothing land or be read until it is extended. UINT64_MAX: no limit. 0: for
+	 * good, only fence() and ep_close() follow. Backends without KVX_CAP_CROSS_NODE ignore it.
+	 */
 	void (*lease)(struct kvx_ep *ep, uint64_t deadline_ns);
 };
 
@@ -160,6 +261,7 @@ const struct kvx_transport_ops *const *kvx_transport_registry(void);
 const struct kvx_transport_ops *kvx_transport_find(const char *name); /* NULL: unknown */
 
 extern const struct kvx_transport_ops kvx_copy_ops;
+extern const struct kvx_transport_ops kvx_verbs_ops;
 extern const struct kvx_transport_ops kvx_fabric_ops;
 extern const struct kvx_transport_ops kvx_fake_ops; /* tests only: not in the registry */
 

@@ -3,6 +3,7 @@
 #include "worker/worker.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -55,6 +56,8 @@ static int worker_create(const struct kvx_worker_conf *conf, struct kvx_worker *
 	memset(worker, 0, bytes);
 	worker->magic = WORKER_MAGIC;
 	worker->conf = *conf;
+	snprintf(worker->name, sizeof(worker->name), "%s", conf->name);
+	worker->conf.name = worker->name;
 	worker->ops = conf->ops;
 	worker->wake_fd = -1;
 	sem_init(&worker->started, 0, 0);

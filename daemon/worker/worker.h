@@ -5,6 +5,12 @@
  * The loop submits commands (struct kvx_cmd, owned by the loop again once `done` runs) into the
  * submit ring; the worker returns each exactly once; kvx_worker_drain() runs `done` on the loop.
  * News that nobody asked for (an ep lost, a device lost) come as notes through the same ring.
+ *
+ * Where the transport's control calls may block (KVX_CAP_BLOCKING_CONTROL) they run on helper
+ * threads of the worker, one for registering memory, one for taking that back, one for setting
+ * endpoints up, one for fencing them, so that neither data nor a fence ever waits for a registration
+ * or an address resolution. The order of commands for one ep holds all the same; commands for
+ * different things may overtake each other.
  */
 #ifndef KVX_WORKER_H
 #define KVX_WORKER_H
@@ -20,14 +26,14 @@
 
 enum kvx_work_kind {
 	KVX_WORK_BATCH,      /* struct kvx_batch: post its ops; back when all are done */
-	KVX_CMD_LISTEN,      /* -> ep, addr, addr_len */
+	KVX_CMD_LISTEN,      /* tenant -> ep, addr, addr_len */
 	KVX_CMD_CONNECT,     /* ep, addr, addr_len; done when EP_UP or EP_DOWN came: status */
 	KVX_CMD_EP_CLOSE,    /* fence, complete its batches (and CONNECT) with -ECANCELED, close;
 				status: what fence() said, the ep is gone in any case */
 	KVX_CMD_FENCE,       /* fence only: the ep stays, its batches and CONNECT come back with
 				-ECANCELED, as does every later one */
-	KVX_CMD_LEASE,       /* ep, lease_ns */
-	KVX_CMD_MEM_REG,     /* mem, rights -> mr, mkey, mkey_len */
+	KVX_CMD_LEASE,       /* ep, lease_ns; 0: stops all inbound access */
+	KVX_CMD_MEM_REG,     /* tenant, mem, rights -> mr, mkey, mkey_len */
 	KVX_CMD_MEM_DEREG,   /* mr */
 	KVX_CMD_RKEY_UNPACK, /* ep, mkey, mkey_len -> rkey */
 	KVX_CMD_RKEY_FREE,   /* rkey */
@@ -44,6 +50,14 @@ struct kvx_cmd;
 typedef void (*kvx_cmd_done_cb)(
     struct kvx_cmd *cmd); /* on the loop, once, never before submit has returned */
 
+/* The part of a command that may block. The worker's, while it has the command. */
+struct kvx_worker;
+struct kvx_call {
+	void (*run)(struct kvx_worker *worker, struct kvx_cmd *cmd);  /* the call; on a helper */
+	void (*back)(struct kvx_worker *worker, struct kvx_cmd *cmd); /* what follows it */
+	int status;                                                   /* what run said */
+};
+
 struct kvx_cmd {
 	struct kvx_work work;
 	int status;       /* out: 0 or -errno */
@@ -56,11 +70,13 @@ struct kvx_cmd {
 	struct kvx_mr *mr;
 	struct kvx_rkey *rkey;
 	const struct kvx_mem *mem;
+	uint32_t tenant;
 	uint32_t rights;
 	uint64_t lease_ns;
 	size_t len;                            /* of bytes[] in use */
 	uint8_t bytes[KVX_TRANSPORT_ADDR_MAX]; /* address or mkey */
 	struct kvx_tevent event;               /* NOTE */
+	struct kvx_call call;
 };
 
 /* The unit of scheduling: ops of one transfer for one ep. From the scheduler's pool. */
@@ -85,9 +101,9 @@ struct kvx_batch {
 struct kvx_worker_conf {
 	const char *name; /* thread name, at most 15 bytes: "kvx-copy0" */
 	const struct kvx_transport_ops *ops;
-	struct kvx_dom_conf dom;
-	unsigned ring_depth; /* commands and batches in flight; sizes both rings */
-	unsigned spin_us;    /* how long to poll after the last piece of work before sleeping */
+	struct kvx_dom_conf dom; /* what it points to need only last until open returns */
+	unsigned ring_depth;     /* commands and batches in flight; sizes both rings */
+	unsigned spin_us;        /* how long to poll after the last piece of work before sleeping */
 	bool threaded; /* false: no thread, the owner calls kvx_worker_pump() (tests, inline copies)
 			*/
 	void (*doorbell)(
@@ -96,8 +112,6 @@ struct kvx_worker_conf {
 	void (*note)(void *arg, const struct kvx_tevent *event); /* on the loop, from drain */
 	void *note_arg;
 };
-
-struct kvx_worker;
 
 /* Starts the thread and opens the domain in it; returns when that is done (start-up only: it
  * blocks). */

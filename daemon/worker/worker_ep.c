@@ -8,10 +8,7 @@
 
 #include "base/assert.h"
 #include "base/clock.h"
-#include "base/log.h"
 #include "worker/worker_priv.h"
-
-#define FENCE_TRIES 3u
 
 int kvx_worker_ep_add(struct kvx_worker *worker, struct kvx_ep *ep, struct worker_ep **out_wep)
 {
@@ -37,22 +34,34 @@ struct worker_ep *kvx_worker_ep_find(const struct kvx_worker *worker, struct kvx
 	return wep;
 }
 
-static void ep_set_ready(struct kvx_worker *worker, struct worker_ep *wep, bool ready)
+void kvx_worker_ep_update(struct kvx_worker *worker, struct worker_ep *wep)
 {
-	if (ready == wep->ready)
-		return;
-	wep->ready = ready;
-	if (ready)
-		DL_APPEND2(worker->ready, wep, ready_prev, ready_next);
-	else
-		DL_DELETE2(worker->ready, wep, ready_prev, ready_next);
+	bool ready = wep->queue_head != NULL && wep->call == NULL;
+	bool stepping = wep->closing != NULL && wep->call == NULL;
+	if (ready != wep->ready) {
+		wep->ready = ready;
+		if (ready)
+			DL_APPEND2(worker->ready, wep, ready_prev, ready_next);
+		else
+			DL_DELETE2(worker->ready, wep, ready_prev, ready_next);
+	}
+	if (stepping != wep->stepping) {
+		wep->stepping = stepping;
+		if (stepping)
+			DL_APPEND2(worker->closing, wep, closing_prev, closing_next);
+		else
+			DL_DELETE2(worker->closing, wep, closing_prev, closing_next);
+	}
 }
 
 void kvx_worker_ep_forget(struct kvx_worker *worker, struct worker_ep *wep)
 {
 	kvx_assert(wep->queue_head == NULL && wep->n_open == 0 && wep->connect == NULL);
-	if (wep->notes_waiting != 0)
+	kvx_assert(wep->call == NULL && wep->waiting_head == NULL);
+	if (wep->notes.waiting != 0)
 		worker->n_notes_waiting--;
+	wep->closing = NULL;
+	kvx_worker_ep_update(worker, wep);
 	HASH_DEL(worker->eps, wep);
 	free(wep);
 }
@@ -136,7 +145,7 @@ static void queue_pop(struct kvx_worker *worker, struct worker_ep *wep)
 	head->next = NULL;
 	if (wep->queue_head == NULL) {
 		wep->queue_tail = NULL;
-		ep_set_ready(worker, wep, false);
+		kvx_worker_ep_update(worker, wep);
 	}
 }
 
@@ -173,7 +182,7 @@ void kvx_worker_batch_begin(struct kvx_worker *worker, struct kvx_batch *batch)
 	else
 		wep->queue_head = &batch->work;
 	wep->queue_tail = &batch->work;
-	ep_set_ready(worker, wep, true);
+	kvx_worker_ep_update(worker, wep);
 }
 
 /* Offers the first batch to the transport. Returns how many ops it took; 0: it takes no more now.
@@ -258,8 +267,8 @@ void kvx_worker_ep_refuse(struct kvx_worker *worker, struct worker_ep *wep,
 		batch_fail(batch_of(wep->queue_head), status, cause->vendor_code, cause->text);
 		queue_fail_head(worker, wep);
 	}
-	if (wep->connect == NULL)
-		return;
+	if (wep->connect == NULL || wep->call == wep->connect)
+		return; /* none, or with a helper: it comes back refused */
 	struct kvx_cmd *connect = wep->connect;
 	wep->connect = NULL;
 	connect->vendor_code = cause->vendor_code;
@@ -267,8 +276,7 @@ void kvx_worker_ep_refuse(struct kvx_worker *worker, struct worker_ep *wep,
 	kvx_worker_cmd_done(worker, connect, status);
 }
 
-/* The ep was closed though it could not say what became of its ops. */
-static void ep_cancel_open(struct kvx_worker *worker, struct worker_ep *wep)
+void kvx_worker_ep_cancel_open(struct kvx_worker *worker, struct worker_ep *wep)
 {
 	uint64_t now_ns = kvx_now_ns();
 	for (uint32_t i = 0; i < worker->conf.ring_depth && wep->n_open > 0; i++) {
@@ -279,29 +287,4 @@ static void ep_cancel_open(struct kvx_worker *worker, struct worker_ep *wep)
 		batch->n_done = batch->n_posted;
 		batch_check_finished(worker, wep, batch, now_ns);
 	}
-}
-
-/* Fence, wait until everything has come back, close. A backend that cannot fence is closed the hard
- * way: the end of an ep is a fence too, but then nobody reports its ops, so this does. */
-void kvx_worker_ep_close_step(struct kvx_worker *worker, struct worker_ep *wep)
-{
-	int err = 0;
-	if (!wep->fenced) {
-		err = worker->ops->fence(wep->ep);
-		if (err < 0 && ++wep->fence_tries < FENCE_TRIES)
-			return;
-		if (err < 0)
-			kvx_error("worker %s: fence failed %u times: %s, closing the endpoint",
-				  worker->conf.name, wep->fence_tries,
-				  kvx_status_name(kvx_status_from_errno(err)));
-		wep->fenced = err == 0;
-	}
-	if (wep->fenced && wep->n_open > 0 && !worker->progress_failed)
-		return;
-	struct kvx_cmd *cmd = wep->closing;
-	worker->ops->ep_close(wep->ep);
-	ep_cancel_open(worker, wep);
-	kvx_worker_ep_forget(worker, wep);
-	worker->n_closing--;
-	kvx_worker_cmd_done(worker, cmd, err);
 }

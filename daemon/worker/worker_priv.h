@@ -1,5 +1,7 @@
 /* What the parts of a worker share: worker.c (loop side), worker_thread.c (thread and sleep),
- * worker_turn.c (commands), worker_ep.c (endpoints and batches). */
+ * worker_turn.c (one turn, events), worker_note.c (news for the loop), worker_cmd.c (commands),
+ * worker_ep_cmd.c (those that name an endpoint, in order), worker_ep.c (endpoints and batches),
+ * worker_helper.c (threads for calls that block). */
 #ifndef KVX_WORKER_PRIV_H
 #define KVX_WORKER_PRIV_H
 
@@ -14,7 +16,7 @@
 #include "base/ring.h"
 #include "worker/worker.h"
 
-#define WORKER_NOTES       64u /* notes on their way to the loop; more wait in their ep */
+#define WORKER_NOTES       64u /* notes on their way to the loop; more wait where they arose */
 #define WORKER_COOKIE_NONE UINT32_MAX
 
 /* Batches that the worker has, by the index in their cookie. The generation tells a late OP_DONE
@@ -25,7 +27,25 @@ struct worker_slot {
 	uint32_t next_free;
 };
 
-enum { WORKER_NOTE_INCOMING, WORKER_NOTE_UP, WORKER_NOTE_DOWN, WORKER_NOTES_PER_EP };
+/* News of an endpoint, and of the device. */
+enum { WORKER_NOTE_INCOMING, WORKER_NOTE_UP, WORKER_NOTE_DOWN };
+enum { WORKER_NOTE_LOST, WORKER_NOTE_DEVICE_UP };
+#define WORKER_NOTE_KINDS 3
+
+struct worker_notes {
+	uint32_t waiting; /* bit set: found no room on their way */
+	struct kvx_tevent events[WORKER_NOTE_KINDS];
+};
+
+/* What kvx_worker_call() can be given to; each runs one call at a time, in order. */
+enum worker_helper_kind {
+	WORKER_HELPER_REG,
+	WORKER_HELPER_DEREG,
+	WORKER_HELPER_SETUP,
+	WORKER_HELPER_FENCE,
+	WORKER_HELPERS
+};
+struct worker_helper;
 
 struct worker_ep {
 	struct kvx_ep *ep; /* key */
@@ -33,22 +53,32 @@ struct worker_ep {
 	struct kvx_work *queue_head; /* batches not fully posted; only the first may be begun */
 	struct kvx_work *queue_tail;
 	struct worker_ep *ready_prev, *ready_next;
-	bool ready;        /* in worker->ready: has a queue */
+	bool ready;        /* in worker->ready: has a queue, and post() may be called */
 	unsigned n_open;   /* batches that were begun and have not come back */
 	int refuse_status; /* 0, or what every batch that was not begun ends with */
 	int refuse_vendor;
 	const char *refuse_text;
-	struct kvx_cmd *connect; /* waiting for EP_UP */
+	struct kvx_cmd *connect; /* waiting for connect(), then for EP_UP */
+	bool up_early;           /* EP_UP came before connect() had returned */
+
+	/* One call of an ep at a time. */
+	struct kvx_cmd *call;          /* whose call runs now: nobody else touches the ep */
+	struct kvx_work *waiting_head; /* commands that came meanwhile */
+	struct kvx_work *waiting_tail;
+	unsigned n_stops; /* LEASE with 0 that have not come back */
+
 	struct kvx_cmd *closing;
+	struct worker_ep *closing_prev, *closing_next;
+	bool stepping; /* in worker->closing: the next step of closing it is the worker's */
 	bool fenced;
 	unsigned fence_tries;
-	uint32_t notes_waiting; /* bit set of WORKER_NOTE_* */
-	struct kvx_tevent notes[WORKER_NOTES_PER_EP];
+	struct worker_notes notes;
 };
 
 struct kvx_worker {
 	uint64_t magic;
 	struct kvx_worker_conf conf;
+	char name[16]; /* conf.name is this copy: the caller's may be gone when it is logged */
 	const struct kvx_transport_ops *ops;
 	struct kvx_transport_limits limits;
 	struct kvx_worker_stats stats;
@@ -69,16 +99,16 @@ struct kvx_worker {
 
 	/* Worker side. */
 	_Alignas(64) struct kvx_dom *dom;
-	struct worker_ep *eps;   /* hash */
-	struct worker_ep *ready; /* list */
+	struct worker_helper *helpers; /* WORKER_HELPERS of them; NULL: no call blocks */
+	struct worker_ep *eps;         /* hash */
+	struct worker_ep *ready;       /* list */
+	struct worker_ep *closing;     /* list */
 	struct worker_slot *slots;
 	uint32_t free_slot;
-	unsigned n_closing;
 	unsigned n_notes_waiting; /* eps and the device with a note that found no room */
 	bool device_lost;
 	bool progress_failed; /* progress() itself gave an error: it may never report the rest */
-	bool lost_note_waiting;
-	struct kvx_tevent lost_event;
+	struct worker_notes device_notes;
 	bool need_doorbell;
 	struct kvx_cmd notes[WORKER_NOTES];
 
@@ -95,18 +125,47 @@ bool kvx_worker_has_chores(const struct kvx_worker *worker);
 void kvx_worker_complete(struct kvx_worker *worker, struct kvx_work *work);
 void kvx_worker_cmd_done(struct kvx_worker *worker, struct kvx_cmd *cmd, int status);
 
+/* worker_note.c. None is lost: what finds no room on its way waits, once per kind. */
+void kvx_worker_note(struct kvx_worker *worker, struct worker_notes *notes, unsigned which,
+		     const struct kvx_tevent *event);
+void kvx_worker_notes_flush(struct kvx_worker *worker);
+
+/* worker_cmd.c */
+void kvx_worker_cmd_run(struct kvx_worker *worker, struct kvx_cmd *cmd);
+
+/* worker_ep_cmd.c */
+void kvx_worker_ep_cmd(struct kvx_worker *worker, struct kvx_cmd *cmd);
+/* Of an ep in worker->closing. It may be gone after that. */
+void kvx_worker_ep_close_step(struct kvx_worker *worker, struct worker_ep *wep);
+void kvx_worker_fence_run(struct kvx_worker *worker, struct kvx_cmd *cmd); /* a call's run */
+
 /* worker_ep.c */
 int kvx_worker_ep_add(struct kvx_worker *worker, struct kvx_ep *ep, struct worker_ep **out_wep);
 struct worker_ep *kvx_worker_ep_find(const struct kvx_worker *worker, struct kvx_ep *ep);
 void kvx_worker_ep_forget(struct kvx_worker *worker, struct worker_ep *wep);
+/* Puts it into the lists of what to post and what to close, or takes it out, as its state says. */
+void kvx_worker_ep_update(struct kvx_worker *worker, struct worker_ep *wep);
 void kvx_worker_ep_refuse(struct kvx_worker *worker, struct worker_ep *wep,
 			  const struct kvx_tevent *cause);
-void kvx_worker_ep_close_step(struct kvx_worker *worker, struct worker_ep *wep);
+/* Gives back what is open, cancelled, of an ep that could not say what became of it. */
+void kvx_worker_ep_cancel_open(struct kvx_worker *worker, struct worker_ep *wep);
 void kvx_worker_batch_begin(struct kvx_worker *worker, struct kvx_batch *batch);
 /* Posts what waits. Returns how many ops the transport took. */
 unsigned kvx_worker_post_ready(struct kvx_worker *worker);
 void kvx_worker_on_op_done(struct kvx_worker *worker, const struct kvx_tevent *event,
 			   uint64_t now_ns);
+
+/* worker_helper.c. Helpers exist only where the transport's calls may block and the worker has a
+ * thread. */
+int kvx_worker_helpers_start(struct kvx_worker *worker, struct kvx_why *why);
+void kvx_worker_helpers_stop(struct kvx_worker *worker); /* nothing is with them */
+/* run, on the helper, then back, here; where there are no helpers both happen before it returns. */
+void kvx_worker_call(struct kvx_worker *worker, struct kvx_cmd *cmd, enum worker_helper_kind kind,
+		     void (*run)(struct kvx_worker *worker, struct kvx_cmd *cmd),
+		     void (*back)(struct kvx_worker *worker, struct kvx_cmd *cmd));
+/* Goes on with the calls that have returned. Returns how many. */
+unsigned kvx_worker_calls_finish(struct kvx_worker *worker);
+bool kvx_worker_calls_returned(const struct kvx_worker *worker);
 
 /* worker_thread.c */
 int kvx_worker_thread_start(pthread_t *out_thread, const char *name, void *(*fn)(void *arg),
@@ -114,6 +173,6 @@ int kvx_worker_thread_start(pthread_t *out_thread, const char *name, void *(*fn)
 void *kvx_worker_main(void *arg);
 int kvx_worker_dom_open(struct kvx_worker *worker, struct kvx_why *why);
 void kvx_worker_dom_close(struct kvx_worker *worker);
-void kvx_worker_wake(struct kvx_worker *worker);
+void kvx_worker_wake(struct kvx_worker *worker); /* loop and helpers */
 
 #endif

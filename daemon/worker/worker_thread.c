@@ -52,8 +52,8 @@ void kvx_worker_dom_close(struct kvx_worker *worker)
 	worker->dom = NULL;
 }
 
-/* Loop side. The exchanges on `sleeping` are ordered: either the worker's look at the ring comes
- * after this push, or this sees that it sleeps. */
+/* Loop and helpers. The exchanges on `sleeping` are ordered: either the worker's look at the rings
+ * comes after this push, or this sees that it sleeps. */
 void kvx_worker_wake(struct kvx_worker *worker)
 {
 	const uint64_t one = 1;
@@ -80,7 +80,8 @@ static void worker_sleep(struct kvx_worker *worker)
 				{.fd = worker->limits.event_fd, .events = POLLIN}};
 	uint64_t count;
 	atomic_exchange_explicit(&worker->sleeping, true, memory_order_acq_rel);
-	if (kvx_ring_empty(worker->submit) && worker->ops->arm(worker->dom) == 0 &&
+	if (kvx_ring_empty(worker->submit) && !kvx_worker_calls_returned(worker) &&
+	    worker->ops->arm(worker->dom) == 0 &&
 	    !atomic_load_explicit(&worker->stop, memory_order_acquire)) {
 		kvx_counter_add(&worker->stats.sleeps, 1);
 		poll(fds, 2, kvx_worker_has_chores(worker) ? CHORES_TICK_MS : -1);
@@ -119,12 +120,18 @@ void *kvx_worker_main(void *arg)
 {
 	struct kvx_worker *worker = arg;
 	kvx_role_set_worker();
-	worker->open_err = kvx_worker_dom_open(worker, &worker->open_why);
-	bool ok = worker->open_err == 0;
-	sem_post(&worker->started);
-	if (!ok)
+	int err = kvx_worker_dom_open(worker, &worker->open_why);
+	if (err == 0) {
+		err = kvx_worker_helpers_start(worker, &worker->open_why);
+		if (err < 0)
+			kvx_worker_dom_close(worker);
+	}
+	worker->open_err = err;
+	sem_post(&worker->started); /* after a failure the worker may be gone at once */
+	if (err < 0)
 		return NULL;
 	worker_loop(worker);
+	kvx_worker_helpers_stop(worker);
 	kvx_worker_dom_close(worker);
 	return NULL;
 }

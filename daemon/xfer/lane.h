@@ -1,6 +1,6 @@
-/* Lanes: where batches go. A lane joins this node to one peer (or to itself) by one transport; it
- * has one outlet per worker and endpoint that it may use. It is the unit that is torn down on
- * error: a new set-up is a new generation. */
+/* Lanes: where batches go. A lane joins this node to one peer for one tenant (or to itself, for
+ * all) by one transport; it has one outlet per worker and endpoint that it may use. It is the unit
+ * that is torn down on error: a new set-up is a new generation, perhaps by another transport. */
 #ifndef KVX_LANE_H
 #define KVX_LANE_H
 
@@ -30,7 +30,7 @@ struct kvx_outlet {
 struct kvx_sched;
 
 struct kvx_lane {
-	const struct kvx_transport_ops *ops;
+	const struct kvx_transport_ops *ops; /* changes with the generation only */
 	enum kvx_lane_state state;
 	uint64_t generation;
 	unsigned n_outlets;

@@ -4,7 +4,6 @@
 #include "xfer/node.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -13,107 +12,14 @@
 #include "base/log.h"
 #include "xfer/node_priv.h"
 
-/* Commands that may be in a worker's rings beside all batches; more are kept here. */
-#define NODE_RING_COMMANDS 1024
-#define NODE_DRAIN_ROUNDS  8
+#define NODE_DRAIN_ROUNDS 8
 
-/* Same-node eps report to nobody: a lost one is made anew. */
-static void node_copy_note(void *arg, const struct kvx_tevent *event)
-{
-	kvx_assert_on_loop();
-	struct kvx_node *node = arg;
-	const char *text = event->text != NULL ? event->text : "endpoint lost";
-	if (event->kind == KVX_TEV_EP_DOWN || event->kind == KVX_TEV_DEVICE_LOST)
-		node_lane_reset(node, text);
-}
-
-static void node_peer_note(void *arg, const struct kvx_tevent *event)
-{
-	struct kvx_node *node = arg;
-	if (node->peers.note != NULL)
-		node->peers.note(node->peers.arg, event);
-}
-
-static void node_doorbell(void *arg)
+/* Any thread. */
+void node_doorbell(void *arg)
 {
 	const struct kvx_node *node = arg;
 	if (node->conf.doorbell != NULL)
 		node->conf.doorbell(node->conf.doorbell_arg);
-}
-
-/* Appends a domain with its worker. */
-static KVX_ON_LOOP int dom_open(struct kvx_node *node, const char *name,
-				const struct kvx_transport_ops *ops, bool threaded,
-				struct kvx_why *why)
-{
-	struct node_dom *dom = &node->doms[node->n_doms];
-	bool is_peer = strcmp(name, "fabric") == 0;
-	char thread_name[16];
-	snprintf(dom->name, sizeof(dom->name), "%s", name);
-	snprintf(thread_name, sizeof(thread_name), "kvx-%.10s", name);
-	struct kvx_worker_conf conf = {
-	    .name = thread_name,
-	    .ops = ops,
-	    .dom = node->conf.dom,
-	    .ring_depth = node->conf.n_batches + NODE_RING_COMMANDS,
-	    .spin_us = node->conf.spin_us,
-	    .threaded = threaded,
-	    .doorbell = threaded ? node_doorbell : NULL,
-	    .doorbell_arg = node,
-	    .note = is_peer ? node_peer_note : node_copy_note,
-	    .note_arg = node,
-	};
-	int rc = kvx_worker_open(&conf, &dom->worker, why);
-	if (rc != 0)
-		return rc;
-	dom->threaded = threaded;
-	node->n_doms++;
-	return 0;
-}
-
-static KVX_ON_LOOP void doms_close(struct kvx_node *node)
-{
-	while (node->n_doms > 0)
-		kvx_worker_close(node->doms[--node->n_doms].worker);
-}
-
-static KVX_ON_LOOP int doms_open(struct kvx_node *node, struct kvx_why *why)
-{
-	const struct kvx_node_conf *conf = &node->conf;
-	const struct kvx_transport_ops *copy =
-	    conf->copy_ops != NULL ? conf->copy_ops : &kvx_copy_ops;
-	const struct kvx_transport_ops *peer =
-	    conf->peer_ops != NULL ? conf->peer_ops : &kvx_fabric_ops;
-	char name[16];
-	int rc;
-	for (unsigned i = 0; i < conf->copy_workers; i++) {
-		snprintf(name, sizeof(name), "copy%u", i);
-		rc = dom_open(node, name, copy, conf->threaded, why);
-		if (rc != 0)
-			goto err_close;
-	}
-	if (conf->copy_inline_max_bytes > 0) {
-		node->inline_dom = (int)node->n_doms;
-		rc = dom_open(node, "inline", copy, false, why);
-		if (rc != 0)
-			goto err_close;
-	}
-	if (!conf->fabric) {
-		kvx_why(&node->peer_why, 0, "turned off (fabric.enable)");
-		return 0;
-	}
-	/* Without it the node still serves its own clients. */
-	rc = dom_open(node, "fabric", peer, conf->threaded, &node->peer_why);
-	if (rc == 0)
-		node->peer_dom = (int)node->n_doms - 1;
-	else
-		kvx_warn("node: %s is not usable, other nodes cannot be reached: %s", peer->name,
-			 node->peer_why.text);
-	return 0;
-
-err_close:
-	doms_close(node);
-	return rc;
 }
 
 static void node_on_lane_reset(void *arg, struct kvx_lane *lane, const char *cause)
@@ -194,14 +100,13 @@ int kvx_node_open(const struct kvx_node_conf *conf, struct kvx_node **out_node, 
 		return kvx_why(why, -ENOMEM, "no memory for the node");
 	node->conf = *conf;
 	node->inline_dom = -1;
-	node->peer_dom = -1;
 	kvx_role_set_worker(); /* it turns the inline worker, too */
 	rc = tables_create(node);
 	if (rc != 0) {
 		kvx_why(why, rc, "no memory for batches and tables, or no thread");
 		goto err_free;
 	}
-	rc = doms_open(node, why);
+	rc = node_doms_open(node, why);
 	if (rc != 0)
 		goto err_tables;
 	rc = node_lane_open(node, why);
@@ -211,7 +116,7 @@ int kvx_node_open(const struct kvx_node_conf *conf, struct kvx_node **out_node, 
 	return 0;
 
 err_doms:
-	doms_close(node);
+	node_doms_close(node);
 err_tables:
 	tables_destroy(node);
 err_free:
@@ -225,7 +130,7 @@ void kvx_node_close(struct kvx_node *node)
 		return;
 	kvx_assert(kvx_regions_count(node->regions) == 0 && kvx_xfers_count(node->xfers) == 0);
 	node_lane_close(node);
-	doms_close(node);
+	node_doms_close(node);
 	tables_destroy(node);
 	free(node);
 }
@@ -351,19 +256,6 @@ struct kvx_regions *kvx_node_regions(struct kvx_node *node)
 struct kvx_scheds *kvx_node_scheds(struct kvx_node *node)
 {
 	return node->scheds;
-}
-
-struct kvx_worker *kvx_node_peer_worker(struct kvx_node *node, unsigned *out_dom_index)
-{
-	if (node->peer_dom < 0)
-		return NULL;
-	*out_dom_index = (unsigned)node->peer_dom;
-	return node->doms[node->peer_dom].worker;
-}
-
-const char *kvx_node_peer_worker_error(const struct kvx_node *node)
-{
-	return node->peer_dom >= 0 ? "" : node->peer_why.text;
 }
 
 struct kvx_worker *kvx_node_worker(struct kvx_node *node, unsigned i, const char **out_name)

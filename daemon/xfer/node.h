@@ -16,6 +16,8 @@
 #include "xfer/desc.h"
 #include "xfer/xfer.h"
 
+#define KVX_NODE_TRANSPORTS 4 /* for peers */
+
 struct kvx_node;
 
 struct kvx_node_conf {
@@ -28,18 +30,19 @@ struct kvx_node_conf {
 	struct kvx_dom_conf dom;
 	unsigned copy_workers;          /* 1..8 */
 	uint64_t copy_inline_max_bytes; /* transfers up to this are copied on the loop; 0: never */
-	bool fabric;                    /* have a fabric domain for peers */
+	/* Transports for peers, best first, ended by NULL: each usable rail of each gets a worker.
+	 * A transport of which nothing can be used is left out. */
+	const struct kvx_transport_ops *peer_ops[KVX_NODE_TRANSPORTS + 1];
 	unsigned spin_us;
+	unsigned device_spin_us; /* of workers of rails that are devices */
 	uint64_t quantum_bytes;
 	unsigned n_batches; /* pool size */
 	struct kvx_region_limits region_limits;
 	struct kvx_xfers_conf
 	    xfers; /* timers, scheds, remote_* and lane_reset are filled by the node
 		    */
-	/* Tests: another same-node transport for copy workers; NULL: kvx_copy_ops. And another one
-	 * for the peer worker; NULL: kvx_fabric_ops. */
+	/* Tests: another same-node transport for copy workers; NULL: kvx_copy_ops. */
 	const struct kvx_transport_ops *copy_ops;
-	const struct kvx_transport_ops *peer_ops;
 };
 
 /* What the peer table does for the node: installed by kvx_peers_open(), taken out (NULL) when the
@@ -51,8 +54,9 @@ struct kvx_node_peer_hooks {
 	void (*withdraw)(void *arg, struct kvx_region *region, void (*done_cb)(void *done_arg),
 			 void *done_arg);
 	void (*lane_reset)(void *arg, struct kvx_lane *lane, const char *cause);
-	/* Notes of the peer worker: an ep or the device was lost, an ep came in. */
-	void (*note)(void *arg, const struct kvx_tevent *event);
+	/* Notes of a rail's worker: an ep or the device was lost, the device is usable again, an ep
+	 * came in. */
+	void (*note)(void *arg, unsigned dom_index, const struct kvx_tevent *event);
 	/* As in struct kvx_xfers_conf. */
 	void (*remote_open)(void *arg, struct kvx_target *target, uint64_t xfer_uid, int op,
 			    uint64_t tag);
@@ -74,10 +78,24 @@ bool kvx_node_pump(struct kvx_node *node) KVX_ON_LOOP;
 struct kvx_xfers *kvx_node_xfers(struct kvx_node *node);
 struct kvx_regions *kvx_node_regions(struct kvx_node *node);
 struct kvx_scheds *kvx_node_scheds(struct kvx_node *node); /* for kvx_sched_create() of lanes */
-/* The domain that peers' lanes use: worker and its dom_index; NULL when fabric is off or unusable.
- */
-struct kvx_worker *kvx_node_peer_worker(struct kvx_node *node, unsigned *out_dom_index);
-const char *kvx_node_peer_worker_error(const struct kvx_node *node); /* why not; "": it is there */
+/* A rail of this node: a device that peers' lanes may use, or one that was found and cannot be
+ * used (worker NULL; rail.reason says why). */
+struct kvx_node_rail {
+	const struct kvx_transport_ops *ops;
+	struct kvx_rail rail;
+	struct kvx_worker *worker;
+	unsigned dom_index;
+	bool lost; /* DEVICE_LOST: gone until the daemon starts anew */
+};
+/* What it waits for until endpoints can be made on it (a port that is down); NULL: nothing, or it
+ * cannot be used at all. A hint: DEVICE_UP follows when the wait is over. */
+const char *kvx_node_rail_waits(const struct kvx_node_rail *rail);
+/* All of them, in the order of conf.peer_ops and then as probe() gave them. */
+const struct kvx_node_rail *kvx_node_rails(const struct kvx_node *node, unsigned *out_n);
+/* The transports for peers that have a usable rail, best first, ended by NULL. */
+const struct kvx_transport_ops *const *kvx_node_peer_transports(const struct kvx_node *node);
+/* Why there is none, for people; "" when there is one. */
+const char *kvx_node_peer_error(const struct kvx_node *node);
 /* Submits a command; when the worker's ring is full it is kept and submitted in a later drain, so
  * that it cannot fail. For all of the data plane's own commands. */
 void kvx_node_submit(struct kvx_node *node, struct kvx_worker *worker,

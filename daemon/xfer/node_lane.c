@@ -128,12 +128,15 @@ void node_lane_step(struct kvx_node *node)
 void node_lane_reset(struct kvx_node *node, const char *cause)
 {
 	struct node_lane *copy = &node->copy;
+	struct kvx_why why;
 	if (copy->sm.state != NODE_LANE_UP)
 		return;
-	kvx_warn("node: copy lane: reset: %s", cause);
+	kvx_why(&why, 0, "the %s lane was reset: %s", copy->lane.ops->name, cause);
+	kvx_warn("node: %s", why.text);
 	copy->lane.state = KVX_LANE_CONNECTING;
 	copy->lane.generation++;
 	copy->lane.n_resets++;
+	kvx_xfers_fail_lane(node->xfers, &copy->lane, -EIO, 0, why.text);
 	kvx_sm_move(&copy->sm, NODE_LANE_FENCING);
 	lane_command(node, KVX_CMD_FENCE);
 }

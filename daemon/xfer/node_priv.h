@@ -1,5 +1,6 @@
-/* Node, inside: shared by node.c (open, close, drain), node_lane.c (the copy lane and its reset),
- * node_reg.c (regions in), retire.c (regions out) and node_target.c (targets of own regions). */
+/* Node, inside: shared by node.c (open, close, drain), node_doms.c (domains), node_lane.c (the copy
+ * lane and its reset), node_reg.c (regions in), retire.c (regions out) and node_target.c (targets
+ * of own regions). */
 #ifndef KVX_NODE_PRIV_H
 #define KVX_NODE_PRIV_H
 
@@ -11,8 +12,10 @@
 
 /* One transport domain; its index is the dom_index. */
 struct node_dom {
+	struct kvx_node *node;
 	struct kvx_worker *worker;
-	char name[16];
+	struct kvx_node_rail *rail; /* NULL: a copy domain */
+	char name[KVX_RAIL_NAME_BYTES];
 	bool threaded;
 };
 
@@ -112,8 +115,11 @@ struct kvx_node {
 	struct kvx_node_conf conf;
 	struct node_dom doms[KVX_MAX_DOMAINS];
 	unsigned n_doms;
-	int inline_dom, peer_dom; /* -1: none */
-	struct kvx_why peer_why;
+	int inline_dom; /* -1: none */
+	struct kvx_node_rail rails[KVX_NODE_TRANSPORTS * KVX_MAX_RAILS];
+	unsigned n_rails;
+	const struct kvx_transport_ops *peer_transports[KVX_NODE_TRANSPORTS + 1];
+	struct kvx_why peer_why; /* why there are none */
 	struct kvx_scheds *scheds;
 	struct kvx_xfers *xfers;
 	struct kvx_regions *regions;
@@ -125,13 +131,19 @@ struct kvx_node {
 	struct kvx_node_peer_hooks peers;  /* all NULL: none */
 };
 
+/* node_doms.c */
+int node_doms_open(struct kvx_node *node, struct kvx_why *why) KVX_ON_LOOP;
+void node_doms_close(struct kvx_node *node) KVX_ON_LOOP;
+
 /* node_lane.c */
 int node_lane_open(struct kvx_node *node,
 		   struct kvx_why *why) KVX_ON_LOOP;     /* workers are open; waits */
 void node_lane_close(struct kvx_node *node) KVX_ON_LOOP; /* waits */
 void node_lane_reset(struct kvx_node *node, const char *cause) KVX_ON_LOOP;
 void node_lane_step(struct kvx_node *node) KVX_ON_LOOP;
-/* node.c: turns of everything until done(node), for start-up and shutdown only. */
+/* node.c */
+void node_doorbell(void *arg); /* any thread */
+/* Turns of everything until done(node), for start-up and shutdown only. */
 void node_wait(struct kvx_node *node, bool (*done)(struct kvx_node *node)) KVX_ON_LOOP;
 
 /* retire.c */

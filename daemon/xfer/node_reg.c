@@ -69,6 +69,14 @@ static KVX_ON_LOOP void region_on_registered(struct node_region *nr)
 	cb(nr->open_arg, region, 0, "");
 }
 
+/* A rail that is lost, or that does not take this kind of memory, is no reason to refuse a region:
+ * lanes that use it are refused keys. */
+static bool reg_is_optional(const struct node_region_dom *d, int status)
+{
+	const struct kvx_node_rail *rail = d->nr->node->doms[d->dom].rail;
+	return rail != NULL && (rail->lost || status == -EOPNOTSUPP || status == -ENODEV);
+}
+
 static void region_on_mem_reg(struct kvx_cmd *cmd)
 {
 	kvx_assert_on_loop();
@@ -80,10 +88,13 @@ static void region_on_mem_reg(struct kvx_cmd *cmd)
 		kvx_assert(cmd->len <= sizeof(d->reg.mkey));
 		memcpy(d->reg.mkey, cmd->bytes, cmd->len);
 		nr->region->reg[d->dom] = &d->reg;
+	} else if (reg_is_optional(d, cmd->status)) {
+		kvx_debug("node: region %" PRIu64 " is not registered for %s", nr->region->id,
+			  nr->node->doms[d->dom].name);
 	} else if (nr->status == 0) {
 		nr->status = cmd->status;
 		kvx_why(&nr->why, 0, "%s: registering the memory failed: %s",
-			kvx_worker_ops(cmd->worker)->name,
+			nr->node->doms[d->dom].name,
 			cmd->text != NULL ? cmd->text : strerror(-cmd->status));
 	}
 	if (--nr->n_pending == 0)
@@ -113,6 +124,7 @@ static void region_map_done(struct kvx_job *job)
 		struct node_region_dom *d = &nr->doms[i];
 		nr_command(d, KVX_CMD_MEM_REG, region_on_mem_reg);
 		d->cmd.mem = &nr->region->mem;
+		d->cmd.tenant = nr->region->tenant;
 		d->cmd.rights = nr->region->access;
 	}
 	for (unsigned i = 0; i < nr->n_doms; i++)

@@ -112,6 +112,12 @@ static KVX_ON_LOOP void peers_forget_lost(struct kvx_peers *peers)
 	}
 }
 
+void peer_name(const uint8_t id[KVX_NODE_ID_BYTES], char out[2 * KVX_NODE_ID_BYTES + 1])
+{
+	for (unsigned i = 0; i < KVX_NODE_ID_BYTES; i++)
+		snprintf(out + 2 * i, 3, "%02x", id[i]);
+}
+
 int peer_get(struct kvx_peers *peers, const uint8_t id[KVX_NODE_ID_BYTES], const char *addr,
 	     struct kvx_peer **out_peer, struct kvx_why *why)
 {
@@ -132,23 +138,24 @@ int peer_get(struct kvx_peers *peers, const uint8_t id[KVX_NODE_ID_BYTES], const
 	peer->magic = PEER_MAGIC;
 	peer->peers = peers;
 	memcpy(peer->id, id, KVX_NODE_ID_BYTES);
-	for (unsigned i = 0; i < KVX_NODE_ID_BYTES; i++)
-		snprintf(peer->name + 2 * i, 3, "%02x", id[i]);
+	peer_name(id, peer->name);
 	snprintf(peer->addr, sizeof(peer->addr), "%s", addr);
-	err = lane_init(peer);
-	if (err < 0) {
-		free(peer);
-		return kvx_why(why, err, "out of memory");
-	}
+	err = lanes_create(peer);
+	if (err < 0)
+		goto err_lanes;
 	HASH_ADD(hh, peers->table, id, KVX_NODE_ID_BYTES, peer);
 	if (peer->hh.tbl == NULL) { /* no memory for the table */
-		lane_fini(peer);
-		free(peer);
-		return kvx_why(why, -ENOMEM, "out of memory");
+		err = -ENOMEM;
+		goto err_lanes;
 	}
 	*out_peer = peer;
 	peer_wake(peer);
 	return 0;
+
+err_lanes:
+	lanes_destroy(peer);
+	free(peer);
+	return kvx_why(why, err, "out of memory");
 }
 
 static KVX_ON_LOOP void peer_free(struct kvx_peer *peer)
@@ -158,7 +165,7 @@ static KVX_ON_LOOP void peer_free(struct kvx_peer *peer)
 	kvx_debug("peer %s: forgotten", peer->name);
 	HASH_DEL(peers->table, peer);
 	kvx_timer_stop(peers->conf.timers, &peer->timer);
-	lane_fini(peer);
+	lanes_destroy(peer);
 	peer->magic = 0;
 	free(peer);
 	peers_kick(peers);
@@ -167,23 +174,16 @@ static KVX_ON_LOOP void peer_free(struct kvx_peer *peer)
 void peer_lose(struct kvx_peer *peer, int status, const char *text, bool remote_fenced)
 {
 	uint64_t now = peer_now(peer->peers);
+	/* Their lease was agreed to end this long after our newest answer, and a bit for clocks. */
+	uint64_t safe_ns = peer->last_beat_ns + peer->lease_ns + peer->lease_ns / 16;
 	bool used = remote_count(peer) > 0;
 
 	kvx_info("peer %s: lost: %s", peer->name, text);
 	conn_close(peer->conn);
 	peer->n_lost++;
 	peer->up_ns = 0;
-	/* Their lease was agreed to end this long after our newest answer, and a bit for clocks. */
-	peer->remote_safe_ns =
-	    remote_fenced ? now : peer->last_beat_ns + peer->lease_ns + peer->lease_ns / 16;
-	lane_down(peer, status, text);
+	lanes_lose(peer, status, text, remote_fenced ? now : safe_ns);
 	peer_note_error(peer, "%s", text);
-	if (peer->lane.lane.sched != NULL)
-		kvx_xfers_cancel_lane(kvx_node_xfers(peer->peers->conf.node), &peer->lane.lane,
-				      status, text);
-	if (peer->lane.lane.state != KVX_LANE_CLOSING)
-		peer->lane.lane.state = KVX_LANE_DOWN;
-	peer->fence_owed = true;
 	inbound_on_lost(peer);
 	remote_lose_all(peer, status, text);
 	calls_fail_all(peer, status, text);
@@ -208,7 +208,7 @@ static KVX_ON_LOOP void peer_dial_failed(struct kvx_peer *peer)
 	if (strcmp(peer->last_error, text) != 0)
 		kvx_info("peer %s: %s", peer->name, text);
 	peer_note_error(peer, "%s", text);
-	remote_fail_waiting(peer, status, text);
+	remote_fail_all_waiting(peer, status, text);
 	calls_fail_all(peer, status, text);
 }
 
@@ -233,17 +233,17 @@ static KVX_ON_LOOP void peer_dial(struct kvx_peer *peer)
 	if (err == -EBUSY)
 		return;
 	peer_note_error(peer, "%s", why.text);
-	remote_fail_waiting(peer, err, why.text);
+	remote_fail_all_waiting(peer, err, why.text);
 	calls_fail_all(peer, err, why.text);
 }
 
-/* Closing: stop the lane, say goodbye once nothing lands any more, let go of the connection. */
+/* Closing: stop the lanes, say goodbye once nothing lands any more, let go of the connection. */
 static KVX_ON_LOOP void peer_step_closing(struct kvx_peer *peer)
 {
 	if (peer->dial != NULL)
 		conn_close(peer->dial);
-	lane_down(peer, -ESHUTDOWN, "this daemon is closing");
-	if (peer->conn != NULL && lane_inbound_is_stopped(peer)) {
+	lanes_down(peer, -ESHUTDOWN, "this daemon is closing");
+	if (peer->conn != NULL && lanes_inbound_is_stopped(peer)) {
 		conn_say_bye(peer->conn, -ESHUTDOWN, "the daemon is closing", true);
 		peer_lose(peer, -ESHUTDOWN, "this daemon is closing", false);
 	}
@@ -255,7 +255,7 @@ static KVX_ON_LOOP void peer_step_closing(struct kvx_peer *peer)
 
 static bool peer_is_unused(const struct kvx_peer *peer)
 {
-	return peer->conn == NULL && peer->dial == NULL && lane_is_idle(peer) &&
+	return peer->conn == NULL && peer->dial == NULL && lanes_are_idle(peer) &&
 	       remote_is_empty(peer) && inbound_is_empty(peer) && !calls_is_wanted(peer) &&
 	       (peer->peers->closing || peer_now(peer->peers) >= peer->interest_ns);
 }
@@ -267,8 +267,10 @@ static uint64_t min_ns(uint64_t a, uint64_t b)
 
 static uint64_t peer_next_ns(const struct kvx_peer *peer)
 {
-	uint64_t next = min_ns(beat_next_ns(peer), lane_next_ns(peer));
+	uint64_t next = beat_next_ns(peer);
 
+	for (unsigned i = 0; i < peer->peers->n_tenants; i++)
+		next = min_ns(next, lane_next_ns(peer->lanes[i]));
 	next = min_ns(next, min_ns(remote_next_ns(peer), inbound_next_ns(peer)));
 	if (peer_wants_dial(peer))
 		next = min_ns(next, peer->redial_ns);
@@ -290,7 +292,8 @@ static KVX_ON_LOOP void peer_run(struct kvx_peer *peer)
 		peer_step_closing(peer);
 	if (peer_wants_dial(peer) && peer_now(peer->peers) >= peer->redial_ns)
 		peer_dial(peer);
-	lane_step(peer);
+	for (unsigned i = 0; i < peer->peers->n_tenants; i++)
+		lane_step(peer->lanes[i]);
 	inbound_step(peer);
 	remote_step(peer);
 }
@@ -342,6 +345,7 @@ static void peers_on_handle_closed(uv_handle_t *handle)
 
 	if (--peers->n_handles > 0)
 		return;
+	peer_tls_ctx_destroy(peers->tls);
 	free(peers);
 	if (closed != NULL)
 		closed(arg);
@@ -385,6 +389,22 @@ static int peers_check(const struct kvx_peers_conf *conf, struct kvx_why *why)
 			       "peer.heartbeat_ms must be > 0 and less than peer.lost_ms, "
 			       "peer.reconnect_min_ms > 0 and at most peer.reconnect_max_ms, "
 			       "limits.peers > 0");
+	return 0;
+}
+
+static int peers_take_tenants(struct kvx_peers *peers, struct kvx_why *why)
+{
+	const char *const *names = peers->conf.tenants;
+
+	if (names == NULL || names[0] == NULL) {
+		peers->tenants[peers->n_tenants++] = "default";
+		return 0;
+	}
+	for (; *names != NULL; names++) {
+		if (peers->n_tenants == KVX_MAX_TENANTS)
+			return kvx_why(why, -EINVAL, "more than %d tenants", KVX_MAX_TENANTS);
+		peers->tenants[peers->n_tenants++] = *names;
+	}
 	return 0;
 }
 
@@ -434,16 +454,23 @@ int kvx_peers_open(const struct kvx_peers_conf *conf, struct kvx_peers **out_pee
 		peers->conf.max_frame_bytes = PEER_FRAME_MAX_BYTES;
 	snprintf(peers->version, sizeof(peers->version), "%s",
 		 conf->version != NULL ? conf->version : "");
-	peers->worker = kvx_node_peer_worker(conf->node, &peers->dom);
 	frame_allocator_init(peers);
+	err = peers_take_tenants(peers, why);
+	if (err < 0) {
+		free(peers);
+		return err;
+	}
 	err = peers_init_handles(peers);
 	if (err < 0) {
 		free(peers);
 		return kvx_why(why, err, "peers: %s", uv_strerror(err));
 	}
-	if (conf->listen != NULL && conf->listen[0] != '\0')
+	err = peer_tls_ctx_create(&conf->auth, &peers->tls, why);
+	if (err == 0 && conf->listen != NULL && conf->listen[0] != '\0')
 		err = conn_listen(peers, why);
-	peers->conf.listen = peers->conf.advertise = NULL; /* borrowed for this call */
+	/* Borrowed for this call. */
+	peers->conf.listen = peers->conf.advertise = NULL;
+	peers->conf.auth = (struct kvx_peer_auth){.secret_file = NULL};
 	if (err < 0) {
 		kvx_peers_close(peers, NULL, NULL);
 		return err;
@@ -474,86 +501,4 @@ void kvx_peers_close(struct kvx_peers *peers, void (*closed)(void *arg), void *a
 const char *kvx_peers_address(const struct kvx_peers *peers)
 {
 	return peers->address;
-}
-
-/* the node's hooks */
-
-static struct kvx_peer *peer_of_lane(struct kvx_lane *lane)
-{
-	struct kvx_peer *peer =
-	    (struct kvx_peer *)((char *)lane - offsetof(struct kvx_peer, lane.lane));
-
-	KVX_CHECK_MAGIC(peer, PEER_MAGIC);
-	return peer;
-}
-
-void kvx_peers_lane_reset(void *peers, struct kvx_lane *lane, const char *cause)
-{
-	lane_down(peer_of_lane(lane), -EIO, cause);
-}
-
-void kvx_peers_note(void *arg, const struct kvx_tevent *event)
-{
-	struct kvx_peers *peers = arg;
-	const char *text = event->text != NULL ? event->text : strerror(-event->status);
-	/* For transfers these two would mean something else. */
-	bool other = event->status == -ECANCELED || event->status == -EPROTO;
-	int status = event->status < 0 && !other ? event->status : -EIO;
-	struct kvx_peer *peer, *tmp;
-
-	if (event->kind == KVX_TEV_DEVICE_LOST) {
-		kvx_error("peers: the transport between nodes is lost: %s; restart the daemon",
-			  text);
-		peers->device_lost = true;
-	}
-	HASH_ITER (hh, peers->table, peer, tmp) {
-		bool hit = event->kind == KVX_TEV_DEVICE_LOST ||
-			   (event->kind == KVX_TEV_EP_DOWN && event->ep != NULL &&
-			    peer->lane.ep == event->ep);
-
-		if (hit)
-			lane_down(peer, status, text);
-	}
-}
-
-static const char *peer_state(const struct kvx_peer *peer)
-{
-	if (peer->conn != NULL)
-		return "up";
-	if (peer->dial != NULL)
-		return peer->dial->state == CONN_HELLO ? "hello" : "connecting";
-	return "lost";
-}
-
-void kvx_peers_walk(const struct kvx_peers *peers,
-		    void (*cb)(void *arg, const struct kvx_peer_row *row), void *arg)
-{
-	const struct kvx_peer *peer;
-
-	for (peer = peers->table; peer != NULL; peer = peer->hh.next) {
-		const struct kvx_lane *lane = &peer->lane.lane;
-		struct kvx_peer_row row = {
-		    .addr = peer->addr,
-		    .state = peer_state(peer),
-		    .epoch = peer->epoch,
-		    .up_ns = peer->up_ns,
-		    .rtt_ns = peer->rtt_ns,
-		    .lane_transport = lane->ops != NULL ? lane->ops->name : "",
-		    .lane_state = lane_state_name(peer),
-		    .lane_generation = peer->lane.wire_generation,
-		    .n_targets = remote_count(peer),
-		    .n_inbound = inbound_count(peer),
-		    .lane_bytes = lane->n_bytes,
-		    .lane_ops = lane->n_ops,
-		    .lane_batches = lane->n_batches,
-		    .lane_resets = lane->n_resets,
-		    .n_stale_dropped = peer->n_stale,
-		    .n_connects = peer->n_connects,
-		    .n_lost = peer->n_lost,
-		    .last_error = peer->last_error,
-		};
-
-		memcpy(row.node_id, peer->name, sizeof(row.node_id));
-		cb(arg, &row);
-	}
 }

@@ -12,6 +12,7 @@
 #include "base/roles.h"
 #include "xfer/desc.h"
 #include "xfer/node.h"
+#include "xfer/peer_tls.h"
 #include "xfer/target.h"
 #include "xfer/xfer.h"
 
@@ -27,15 +28,19 @@ struct kvx_peers_conf {
 	const char
 	    *listen; /* "host:port"; port 0: any; "": no listening, no peers reach this node */
 	const char *advertise; /* what descriptors and hellos carry; "": the listen address */
-	bool insecure;         /* listen on and dial other addresses than loopback */
-	const char *version;   /* daemon version, for people */
-	uint32_t heartbeat_ms; /* 1000 */
-	uint32_t lost_ms;      /* 3000: no frame for that long: lost */
+	bool insecure;         /* listen on and dial other addresses than loopback without auth */
+	struct kvx_peer_auth auth; /* how nodes prove who they are; borrowed for the call */
+	const char *version;       /* daemon version, for people */
+	uint32_t heartbeat_ms;     /* 1000 */
+	uint32_t lost_ms;          /* 3000: no frame for that long: lost */
 	uint32_t reconnect_min_ms, reconnect_max_ms; /* jittered exponential back-off */
 	uint32_t fence_bound_ms; /* wait for WITHDRAWN at most that long, then fence the lane */
 	uint32_t max_peers;
 	uint32_t max_frame_bytes;
 	uint64_t quantum_bytes; /* for lane schedulers */
+	const char *const
+	    *tenants;  /* names, by index, ended by NULL; borrowed for ever; NULL: {"default"} */
+	bool fallback; /* a lane that cannot be made by one transport is made by the next one */
 	void *arg;
 	/* A transfer of another node to or from a region here has ended. */
 	void (*on_arrival)(void *arg, const struct kvx_arrival *arrival);
@@ -54,15 +59,16 @@ const char *kvx_peers_address(
     const struct kvx_peers *peers); /* advertised "host:port"; "" when not listening */
 
 /* Makes a target of a descriptor of another node: connects where needed, waits for the lane,
- * resolves. cb runs exactly once unless the call returns an error, never before return: status 0
- * and a target with a reference for the caller, or -ENOENT, -EACCES, -ESTALE, -EHOSTUNREACH,
- * -ETIMEDOUT, -EHOSTDOWN ... with text. *out_resolve can be given to kvx_resolve_abandon() until cb
- * has run: then cb never runs. */
+ * resolves. tenant: of the client that asks; the region's must be the same, else -EACCES. cb runs
+ * exactly once unless the call returns an error, never before return: status 0 and a target with a
+ * reference for the caller, or -ENOENT, -EACCES, -ESTALE, -EHOSTUNREACH, -ETIMEDOUT, -EHOSTDOWN ...
+ * with text. *out_resolve can be given to kvx_resolve_abandon() until cb has run: then cb never
+ * runs. */
 struct kvx_resolve;
 typedef void (*kvx_resolve_cb)(void *arg, int status, const char *text, struct kvx_target *target);
-int kvx_peers_resolve(struct kvx_peers *peers, const struct kvx_desc *desc, uint64_t timeout_ns,
-		      kvx_resolve_cb cb, void *arg, struct kvx_resolve **out_resolve,
-		      struct kvx_why *why) KVX_ON_LOOP;
+int kvx_peers_resolve(struct kvx_peers *peers, const struct kvx_desc *desc, uint32_t tenant,
+		      uint64_t timeout_ns, kvx_resolve_cb cb, void *arg,
+		      struct kvx_resolve **out_resolve, struct kvx_why *why) KVX_ON_LOOP;
 void kvx_resolve_abandon(struct kvx_resolve *resolve) KVX_ON_LOOP;
 
 /* A message to the owner of target's region; cb as above. */
@@ -86,7 +92,7 @@ void kvx_peers_remote_end(void *peers, struct kvx_target *target, uint64_t xfer_
 void kvx_peers_withdraw(void *peers, struct kvx_region *region, void (*done_cb)(void *done_arg),
 			void *done_arg) KVX_ON_LOOP;
 void kvx_peers_lane_reset(void *peers, struct kvx_lane *lane, const char *cause) KVX_ON_LOOP;
-void kvx_peers_note(void *peers, const struct kvx_tevent *event) KVX_ON_LOOP;
+void kvx_peers_note(void *peers, unsigned dom_index, const struct kvx_tevent *event) KVX_ON_LOOP;
 
 /* For kvxferctl. */
 struct kvx_peer_row {
@@ -96,14 +102,39 @@ struct kvx_peer_row {
 	uint64_t epoch;
 	uint64_t up_ns;  /* since when; 0: not up */
 	uint64_t rtt_ns; /* of the newest answered heartbeat; 0: none */
-	const char *lane_transport, *lane_state;
+	unsigned n_lanes, n_lanes_up;
+	const char *lane_transport, *lane_state; /* of the default tenant's lane */
 	uint64_t lane_generation;
 	uint32_t n_targets, n_inbound;
-	uint64_t lane_bytes, lane_ops, lane_batches, lane_resets;
+	uint64_t lane_bytes, lane_ops, lane_batches, lane_resets; /* of all its lanes */
 	uint64_t n_stale_dropped, n_connects, n_lost;
 	const char *last_error;
 };
 void kvx_peers_walk(const struct kvx_peers *peers,
 		    void (*cb)(void *arg, const struct kvx_peer_row *row), void *arg) KVX_ON_LOOP;
+struct kvx_leg_row {
+	const char *rail, *remote_rail; /* device names */
+	uint32_t batches_in_flight;
+	uint64_t bytes_in_flight;
+};
+struct kvx_lane_row {
+	const char *peer; /* its node id, 32 hex digits */
+	const char *tenant;
+	const char *transport; /* "" when there is none yet */
+	const char *state;     /* "down", "connecting", "up", "closing" */
+	uint64_t generation;   /* as both nodes name it */
+	uint64_t up_ns;        /* since when; 0: not up */
+	unsigned n_legs;
+	struct kvx_leg_row legs[KVX_MAX_RAILS];
+	uint32_t queue_batches; /* in flight at most, of each leg */
+	uint64_t n_batches, n_ops, n_bytes, n_errors;
+	uint64_t n_resets;   /* torn down after it was up */
+	uint64_t n_failed;   /* set-ups in a row that did not come up */
+	uint64_t n_fallback; /* generations by another transport than the best */
+	const char *last_error;
+};
+void kvx_peers_walk_lanes(const struct kvx_peers *peers,
+			  void (*cb)(void *arg, const struct kvx_lane_row *row),
+			  void *arg) KVX_ON_LOOP;
 
 #endif

@@ -149,6 +149,8 @@ void conn_close(struct peer_conn *conn)
 		conn->lookup = NULL;
 	}
 	conn_drop_addrs(conn);
+	peer_tls_destroy(conn->tls);
+	conn->tls = NULL;
 	sock_close(conn->sock);
 	conn->sock = NULL;
 	if (conn->peer != NULL && conn->peer->conn == conn)
@@ -248,6 +250,14 @@ static KVX_ON_LOOP int conn_poll(struct peer_conn *conn, int events)
 	return err;
 }
 
+static KVX_ON_LOOP void conn_fail_io(struct peer_conn *conn, const char *what, int err)
+{
+	if (err == -EPROTO && conn->tls != NULL)
+		conn_fail(conn, -EACCES, "%s: %s", conn->addr, peer_tls_error(conn->tls));
+	else
+		conn_fail(conn, -EHOSTDOWN, "%s: %s: %s", conn->addr, what, strerror(-err));
+}
+
 void conn_flush(struct peer_conn *conn)
 {
 	int err;
@@ -256,13 +266,14 @@ void conn_flush(struct peer_conn *conn)
 	if (conn->sock == NULL || conn->fail_status != 0 ||
 	    (conn->state != CONN_HELLO && conn->state != CONN_UP))
 		return;
-	err = kvx_writer_flush(conn->writer, conn->sock->fd);
+	err = conn->tls != NULL ? peer_tls_flush(conn->tls, conn->writer)
+				: kvx_writer_flush(conn->writer, conn->sock->fd);
 	if (err == -EAGAIN)
 		conn_poll(conn, UV_READABLE | UV_WRITABLE);
-	else if (err < 0)
-		conn_fail(conn, -EHOSTDOWN, "%s: send: %s", conn->addr, strerror(-err));
-	else
+	else if (err == 0 || err == -EINPROGRESS) /* after the handshake's next frame */
 		conn_poll(conn, UV_READABLE);
+	else
+		conn_fail_io(conn, "send", err);
 }
 
 static void conns_on_idle(uv_idle_t *idle)
@@ -311,17 +322,37 @@ void conn_read(struct peer_conn *conn)
 {
 	/* Bounded: one peer that never stops sending must not keep the loop. */
 	for (unsigned i = 0; i < 16 && conn->fail_status == 0 && conn->sock != NULL; i++) {
-		int n = kvx_reader_fill(conn->reader, conn->sock->fd);
+		int n = conn->tls != NULL ? peer_tls_fill(conn->tls, conn->reader)
+					  : kvx_reader_fill(conn->reader, conn->sock->fd);
 
 		if (n == -EAGAIN)
-			return;
+			break;
 		if (n == 0)
 			conn_fail(conn, -EHOSTDOWN, "%s closed the connection", conn->addr);
 		else if (n < 0)
-			conn_fail(conn, -EHOSTDOWN, "%s: receive: %s", conn->addr, strerror(-n));
+			conn_fail_io(conn, "receive", n);
 		else
 			conn_receive(conn);
 	}
+	if (conn->tls == NULL || conn->fail_status != 0 || conn->sock == NULL)
+		return;
+	if (peer_tls_wants_write(conn->tls))
+		conn_poll(conn, UV_READABLE | UV_WRITABLE);
+	else if (kvx_writer_pending_bytes(conn->writer) > 0)
+		conn_dirty(conn); /* the handshake may have come to its end */
+}
+
+/* The socket is there: from now on its bytes are TLS's, when that is configured. */
+static KVX_ON_LOOP int conn_start_tls(struct peer_conn *conn)
+{
+	int err;
+
+	if (conn->peers->tls == NULL)
+		return 0;
+	err = peer_tls_create(conn->peers->tls, conn->sock->fd, conn->dialed, &conn->tls);
+	if (err < 0)
+		conn_fail(conn, err, "%s: TLS: %s", conn->addr, strerror(-err));
+	return err;
 }
 
 /* dialing */
@@ -345,7 +376,7 @@ static KVX_ON_LOOP void conn_on_connected(struct peer_conn *conn)
 	}
 	conn_drop_addrs(conn);
 	conn->state = CONN_HELLO;
-	if (conn_poll(conn, UV_READABLE) < 0)
+	if (conn_start_tls(conn) < 0 || conn_poll(conn, UV_READABLE) < 0)
 		return;
 	conn->hello_sent_ns = peer_now(conn->peers);
 	if (hello_send(conn) < 0)
@@ -358,7 +389,7 @@ void conn_take_fd(struct peer_conn *conn, int fd)
 
 	if (err < 0)
 		conn_fail(conn, err, "%s: %s", conn->addr, strerror(-err));
-	else
+	else if (conn_start_tls(conn) == 0)
 		conn_poll(conn, UV_READABLE);
 }
 
@@ -376,10 +407,13 @@ static void conn_on_poll(uv_poll_t *poll, int status, int events)
 		return;
 	}
 	if (status < 0) {
-		conn_fail(conn, -EHOSTDOWN, "%s: %s", conn->addr, uv_strerror(status));
+		/* libuv tells of any error of the socket as UV_EBADF; reading says which one, after
+		 * the frames that had come before it. */
+		conn_read(conn);
+		conn_fail(conn, -EHOSTDOWN, "%s: the connection broke", conn->addr);
 		return;
 	}
-	if ((events & UV_READABLE) != 0)
+	if ((events & UV_READABLE) != 0 || (conn->tls != NULL && peer_tls_wants_write(conn->tls)))
 		conn_read(conn);
 	if ((events & UV_WRITABLE) != 0 && conn->fail_status == 0)
 		conn_flush(conn);
@@ -416,11 +450,11 @@ static KVX_ON_LOOP void conn_try_next(struct peer_conn *conn)
 		const struct addrinfo *ai = conn->next_addr;
 
 		conn->next_addr = ai->ai_next;
-		if (!conn->peers->conf.insecure && !addr_is_loopback(ai->ai_addr)) {
+		if (!peers_may_leave_node(conn->peers) && !addr_is_loopback(ai->ai_addr)) {
 			err = -EPERM;
 			snprintf(conn->try_text, sizeof(conn->try_text),
-				 "%s is not a loopback address: refused until peer authentication "
-				 "exists; use --insecure-peers on a trusted network",
+				 "%s is not loopback: refused without authentication: set "
+				 "peer.secret_file, or --insecure-peers on a trusted network",
 				 conn->addr);
 			continue;
 		}

@@ -26,7 +26,7 @@ static const struct frame_kind {
     KIND(LANE, lane, lane_on_lane),
     KIND(LANE_UP, lane_up, lane_on_up),
     KIND(LANE_DOWN, lane_down, lane_on_down),
-    KIND(RESOLVE, resolve, inbound_on_resolve),
+    KIND(RESOLVE, resolve, answer_on_resolve),
     KIND(RESOLVED, resolved, resolve_on_resolved),
     KIND(RELEASE, release, inbound_on_release),
     KIND(WITHDRAW, withdraw, remote_on_withdraw),

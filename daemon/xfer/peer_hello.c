@@ -13,7 +13,8 @@ int hello_send(struct peer_conn *conn)
 {
 	const struct kvx_peers *peers = conn->peers;
 	Kvxp__PeerHello hello = KVXP__PEER_HELLO__INIT;
-	char *transport = NULL;
+	char *transports[KVX_NODE_TRANSPORTS];
+	const struct kvx_transport_ops *const *ops = kvx_node_peer_transports(peers->conf.node);
 
 	hello.version_min = PEER_VERSION_MIN;
 	hello.version_max = PEER_VERSION_MAX;
@@ -24,18 +25,20 @@ int hello_send(struct peer_conn *conn)
 	hello.daemon_version = (char *)peers->version;
 	hello.lost_ms = peers->conf.lost_ms;
 	hello.probe = conn->probe;
-	if (peers->worker != NULL && !peers->device_lost) {
-		transport = (char *)kvx_worker_ops(peers->worker)->name;
-		hello.transports = &transport;
-		hello.n_transports = 1;
-	}
+	hello.transports = transports;
+	for (; *ops != NULL; ops++)
+		if (transport_has_rail(peers->conf.node, *ops))
+			transports[hello.n_transports++] = (char *)(uintptr_t)(*ops)->name;
+	hello.tenants = (char **)(uintptr_t)peers->tenants;
+	hello.n_tenants = peers->n_tenants;
 	return frame_send(conn, KVXP__PEER_FRAME_TYPE__PEER_HELLO, &hello);
 }
 
-static int hello_check(const struct kvx_peers *peers, const Kvxp__PeerHello *hello,
+static int hello_check(const struct peer_conn *conn, const Kvxp__PeerHello *hello,
 		       struct kvx_why *why)
 {
-	char host[KVX_PEER_ADDR_BYTES], port[8];
+	const struct kvx_peers *peers = conn->peers;
+	char host[KVX_PEER_ADDR_BYTES], port[8], name[2 * KVX_NODE_ID_BYTES + 1];
 
 	if (hello->version_min > PEER_VERSION_MAX || hello->version_max < PEER_VERSION_MIN)
 		return kvx_why(why, -EPROTONOSUPPORT,
@@ -54,17 +57,59 @@ static int hello_check(const struct kvx_peers *peers, const Kvxp__PeerHello *hel
 		return kvx_why(why, -EINVAL,
 			       "both ends are the same node: two daemons use one node id, or the "
 			       "address is this node's own");
-	return 0;
+	if (conn->tls == NULL)
+		return 0;
+	peer_name(hello->node_id.data, name);
+	return peer_tls_check_node(conn->tls, name, why);
 }
 
-static bool hello_has_transport(const struct kvx_peers *peers, const Kvxp__PeerHello *hello)
+static bool name_is_listed(char *const *names, size_t n, const char *name)
 {
-	if (peers->worker == NULL)
-		return false;
-	for (size_t i = 0; i < hello->n_transports; i++)
-		if (strcmp(hello->transports[i], kvx_worker_ops(peers->worker)->name) == 0)
+	for (size_t i = 0; i < n; i++)
+		if (strcmp(names[i], name) == 0)
 			return true;
 	return false;
+}
+
+static void common_add(struct kvx_peer *peer, const struct kvx_transport_ops *ops)
+{
+	for (unsigned i = 0; i < peer->n_common; i++)
+		if (peer->common[i] == ops)
+			return;
+	peer->common[peer->n_common++] = ops;
+}
+
+/* What both nodes have, in the order of the one that offers lanes. */
+static void hello_take_transports(struct kvx_peer *peer, const Kvxp__PeerHello *hello)
+{
+	const struct kvx_node *node = peer->peers->conf.node;
+	const struct kvx_transport_ops *const *ours = kvx_node_peer_transports(node), *const * ops;
+
+	peer->n_common = 0;
+	if (peer_is_lower(peer)) {
+		for (ops = ours; *ops != NULL; ops++)
+			if (name_is_listed(hello->transports, hello->n_transports, (*ops)->name) &&
+			    transport_has_rail(node, *ops))
+				common_add(peer, *ops);
+		return;
+	}
+	for (size_t i = 0; i < hello->n_transports; i++)
+		for (ops = ours; *ops != NULL; ops++)
+			if (strcmp(hello->transports[i], (*ops)->name) == 0 &&
+			    transport_has_rail(node, *ops))
+				common_add(peer, *ops);
+}
+
+/* A daemon that names no tenant has the default one only. */
+static void hello_take_tenants(struct kvx_peer *peer, const Kvxp__PeerHello *hello)
+{
+	for (unsigned i = 0; i < peer->peers->n_tenants; i++) {
+		const char *name = peer->peers->tenants[i];
+
+		peer->lanes[i]->common =
+		    hello->n_tenants > 0 ? name_is_listed(hello->tenants, hello->n_tenants, name)
+					 : strcmp(name, "default") == 0;
+	}
 }
 
 /* The connection becomes the peer's. */
@@ -83,7 +128,8 @@ static KVX_ON_LOOP void hello_adopt(struct peer_conn *conn, struct kvx_peer *pee
 		peer->dial = NULL;
 	conn_set_up(conn);
 	peer->epoch = hello->epoch;
-	peer->has_transport = hello_has_transport(peers, hello);
+	hello_take_transports(peer, hello);
+	hello_take_tenants(peer, hello);
 	peer->lease_ns = lost_ms * KVX_MS;
 	if (hello->address[0] != '\0')
 		snprintf(peer->addr, sizeof(peer->addr), "%s", hello->address);
@@ -104,7 +150,8 @@ static KVX_ON_LOOP void hello_adopt(struct peer_conn *conn, struct kvx_peer *pee
 	if (!conn->dialed && hello_send(conn) < 0)
 		return;
 	remote_check_epoch(peer);
-	lane_on_conn(peer, new_epoch);
+	for (unsigned i = 0; i < peers->n_tenants; i++)
+		lane_on_conn(peer->lanes[i], new_epoch);
 	calls_on_up(peer);
 	peer_wake(peer);
 }
@@ -177,7 +224,7 @@ static KVX_ON_LOOP void hello_on_request(struct peer_conn *conn, const Kvxp__Pee
 void hello_on_frame(struct peer_conn *conn, const Kvxp__PeerHello *hello)
 {
 	struct kvx_why why;
-	int err = hello_check(conn->peers, hello, &why);
+	int err = hello_check(conn, hello, &why);
 
 	if (err < 0)
 		conn_refuse(conn, err, why.text);
@@ -207,7 +254,9 @@ int beat_on_frame(struct kvx_peer *peer, const ProtobufCMessage *message)
 		peer->beat_echoed = beat->echo;
 		peer->lease_base_ns = peer->beat_sent_ns[beat->echo % PEER_HEARTBEATS];
 		peer->rtt_ns = now - peer->lease_base_ns;
-		lane_extend(peer);
+		for (unsigned i = 0; i < peer->peers->n_tenants; i++)
+			lane_extend(peer->lanes[i]);
+		peer_wake(peer); /* lanes wait for the first one */
 	}
 	if (beat->seq == 0)
 		return 0;

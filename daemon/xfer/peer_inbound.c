@@ -24,9 +24,12 @@ struct peer_shared {
 /* One peer's part of it. */
 struct peer_export {
 	uint64_t region;
+	struct peer_lane *lane; /* of the region's tenant */
 	struct peer_shared *shared;
 	uint64_t deadline_ns; /* of PEER_WITHDRAWN; 0: not asked for */
 	bool fencing;         /* past it: waits until inbound is stopped */
+	bool lost;            /* the peer was lost: likewise */
+	uint64_t stops;       /* of the lane, when the waiting began */
 	UT_hash_handle hh;
 };
 
@@ -34,8 +37,10 @@ struct peer_export {
 struct peer_inbound {
 	uint64_t xfer;
 	uint64_t region;
+	struct peer_lane *lane;
 	uint64_t tag;
 	int op;
+	uint64_t stops; /* of the lane, when the peer was lost */
 	UT_hash_handle hh;
 	struct peer_inbound *prev, *next; /* dying */
 };
@@ -82,8 +87,9 @@ static struct peer_export *export_find(const struct kvx_peer *peer, uint64_t reg
 	return export;
 }
 
-static int export_add(struct kvx_peer *peer, uint64_t region)
+int inbound_add_export(struct peer_lane *lane, uint64_t region)
 {
+	struct kvx_peer *peer = lane->peer;
 	struct peer_export *export = export_find(peer, region);
 
 	if (export != NULL)
@@ -92,6 +98,7 @@ static int export_add(struct kvx_peer *peer, uint64_t region)
 	if (export == NULL)
 		return -ENOMEM;
 	export->region = region;
+	export->lane = lane;
 	export->shared = shared_get(peer->peers, region);
 	if (export->shared == NULL)
 		goto err_free;
@@ -119,96 +126,6 @@ static void export_drop(struct kvx_peer *peer, struct peer_export *export)
 	free(export);
 	shared->n_exports--;
 	shared_put(peer->peers, shared);
-}
-
-/* resolving */
-
-static KVX_ON_LOOP int resolve_check(struct kvx_peer *peer, const Kvxp__PeerResolve *msg,
-				     struct kvx_region **out_region, const void **out_mkey,
-				     size_t *out_len, struct kvx_why *why)
-{
-	const struct kvx_peers *peers = peer->peers;
-	struct kvx_region *region;
-
-	if (peers->worker == NULL || strcmp(msg->transport, peer->lane.lane.ops->name) != 0)
-		return kvx_why(why, -EOPNOTSUPP, "this node does not use that transport");
-	if (peer->lane.phase < LANE_CONNECTING || peer->lane.phase > LANE_UP)
-		return kvx_why(why, -EHOSTDOWN, "the lane is down");
-	region = kvx_region_find(kvx_node_regions(peers->conf.node), msg->region);
-	if (region == NULL)
-		return kvx_why(why, -ENOENT,
-			       "no such region: it was unregistered, or its engine "
-			       "has ended");
-	if (!kvx_region_token_equal(region, msg->token.data))
-		return kvx_why(why, -EACCES, "wrong token: the descriptor was altered");
-	if (region->access == 0)
-		return kvx_why(why, -EACCES, "the region was registered without access for others");
-	if (region->state != KVX_REGION_LIVE)
-		return kvx_why(why, -EOWNERDEAD, "the region is being retired");
-	if (kvx_node_region_mkey(region, peers->dom, out_mkey, out_len) < 0)
-		return kvx_why(why, -ENETUNREACH, "the region is not registered for %s",
-			       msg->transport);
-	*out_region = region;
-	return 0;
-}
-
-static int resolved_fill(Kvxp__PeerResolved *msg, const struct kvx_region *region)
-{
-	const struct kvx_layout *layout = region->layout;
-	Kvxp__PeerPlane *planes;
-
-	msg->len = region->mem.len_bytes;
-	msg->access = region->access;
-	if (layout == NULL || layout->n_planes == 0)
-		return 0;
-	planes = calloc(layout->n_planes, sizeof(*planes) + sizeof(planes));
-	if (planes == NULL)
-		return -ENOMEM;
-	msg->planes = (Kvxp__PeerPlane **)(planes + layout->n_planes);
-	msg->n_planes = layout->n_planes;
-	for (uint32_t i = 0; i < layout->n_planes; i++) {
-		kvxp__peer_plane__init(&planes[i]);
-		planes[i].name = (char *)layout->planes[i].name;
-		planes[i].offset = layout->planes[i].offset;
-		planes[i].block_stride = layout->planes[i].block_stride;
-		planes[i].block_bytes = layout->planes[i].block_bytes;
-		planes[i].n_blocks = layout->planes[i].n_blocks;
-		msg->planes[i] = &planes[i];
-	}
-	return 0;
-}
-
-int inbound_on_resolve(struct kvx_peer *peer, const ProtobufCMessage *message)
-{
-	const Kvxp__PeerResolve *msg = (const Kvxp__PeerResolve *)message;
-	Kvxp__PeerResolved reply = KVXP__PEER_RESOLVED__INIT;
-	struct kvx_why why = {.text = ""};
-	struct kvx_region *region = NULL;
-	const void *mkey = NULL;
-	size_t len = 0;
-	int err;
-
-	if (msg->token.len != KVX_TOKEN_BYTES)
-		return -EPROTO;
-	err = resolve_check(peer, msg, &region, &mkey, &len, &why);
-	if (err == 0) {
-		err = resolved_fill(&reply, region);
-		if (err == 0)
-			err = export_add(peer, region->id);
-		if (err < 0)
-			kvx_why(&why, err, "out of memory");
-	}
-	if (err < 0)
-		kvx_debug("peer %s: resolve refused: %s", peer->name, why.text);
-	reply.request_id = msg->request_id;
-	reply.status = (uint32_t)kvx_status_from_errno(err);
-	reply.text = why.text;
-	reply.rkey.data = (uint8_t *)mkey;
-	reply.rkey.len = err == 0 ? len : 0;
-	peer_send(peer, KVXP__PEER_FRAME_TYPE__PEER_RESOLVED, &reply);
-	if (reply.n_planes > 0)
-		free(reply.planes[0]);
-	return 0;
 }
 
 int inbound_on_release(struct kvx_peer *peer, const ProtobufCMessage *message)
@@ -275,11 +192,12 @@ static KVX_ON_LOOP void export_check_deadline(struct kvx_peer *peer, struct peer
 		return;
 	if (!export->fencing) {
 		export->fencing = true;
+		export->stops = export->lane->n_stops;
 		kvx_warn("peer %s: does not let go of region %llu: resetting the lane", peer->name,
 			 (unsigned long long)export->region);
-		lane_down(peer, -ETIMEDOUT, "a region was not given up in time");
+		lane_down(export->lane, -EIO, "a region was not given up in time");
 	}
-	if (lane_inbound_is_stopped(peer))
+	if (lane_has_stopped_since(export->lane, export->stops))
 		export_drop(peer, export);
 }
 
@@ -288,6 +206,7 @@ static KVX_ON_LOOP void export_check_deadline(struct kvx_peer *peer, struct peer
 int inbound_on_open(struct kvx_peer *peer, const ProtobufCMessage *message)
 {
 	const Kvxp__PeerXferOpen *msg = (const Kvxp__PeerXferOpen *)message;
+	const struct peer_export *export = export_find(peer, msg->region);
 	struct peer_inbound *in;
 
 	if (msg->op != KVX_OP_READ && msg->op != KVX_OP_WRITE)
@@ -295,7 +214,7 @@ int inbound_on_open(struct kvx_peer *peer, const ProtobufCMessage *message)
 	HASH_FIND(hh, peer->inbound, &msg->xfer, sizeof(msg->xfer), in);
 	if (in != NULL)
 		return -EPROTO;
-	if (export_find(peer, msg->region) == NULL || inbound_count(peer) >= PEER_INBOUND_MAX) {
+	if (export == NULL || inbound_count(peer) >= PEER_INBOUND_MAX) {
 		peer->n_ignored++;
 		return 0;
 	}
@@ -311,7 +230,17 @@ int inbound_on_open(struct kvx_peer *peer, const ProtobufCMessage *message)
 		free(in);
 		return -ENOMEM;
 	}
+	in->lane = export->lane;
+	in->lane->n_inbound++;
+	in->lane->n_inbound_opened++;
 	return 0;
+}
+
+/* Off the hash of those that are open. */
+static void inbound_close(struct kvx_peer *peer, struct peer_inbound *in)
+{
+	HASH_DEL(peer->inbound, in);
+	in->lane->n_inbound--;
 }
 
 /* Tells the region's owner, if the region is still there. */
@@ -354,7 +283,7 @@ int inbound_on_end(struct kvx_peer *peer, const ProtobufCMessage *message)
 		arrival.payload = msg->payload.data;
 		arrival.payload_bytes = (uint32_t)msg->payload.len;
 	}
-	HASH_DEL(peer->inbound, in);
+	inbound_close(peer, in);
 	inbound_tell(peer, in, &arrival);
 	free(in);
 	return 0;
@@ -364,37 +293,57 @@ int inbound_on_end(struct kvx_peer *peer, const ProtobufCMessage *message)
 
 void inbound_on_lost(struct kvx_peer *peer)
 {
+	struct peer_export *export;
 	struct peer_inbound *in, *tmp;
 
+	peer->fence_owed = true;
 	HASH_ITER (hh, peer->inbound, in, tmp) {
-		HASH_DEL(peer->inbound, in);
+		inbound_close(peer, in);
+		in->stops = in->lane->n_stops;
 		DL_APPEND(peer->dying, in);
+	}
+	for (export = peer->exports; export != NULL; export = export->hh.next) {
+		if (export->lost)
+			continue;
+		export->lost = true;
+		export->stops = export->lane->n_stops;
 	}
 }
 
-/* Nothing of the lost peer lands any more: its transfers have failed, its exports are void. */
+/* Where nothing of the lost peer lands any more its transfers have failed and its exports are void:
+ * lane by lane, as one may be up again before another one has stopped. */
 static KVX_ON_LOOP void inbound_finish_lost(struct kvx_peer *peer)
 {
 	struct kvx_arrival arrival = {.status = -EHOSTDOWN, .text = peer->last_error};
 	struct peer_export *export, *tmp_export;
-	struct peer_inbound *in;
+	struct peer_inbound *in, *tmp;
 
 	peer->fence_owed = false;
-	arrival.transport = peer->lane.lane.ops != NULL ? peer->lane.lane.ops->name : "";
-	while ((in = peer->dying) != NULL) {
+	DL_FOREACH_SAFE (peer->dying, in, tmp) {
+		if (!lane_has_stopped_since(in->lane, in->stops)) {
+			peer->fence_owed = true;
+			continue;
+		}
+		arrival.transport = in->lane->lane.ops->name;
 		DL_DELETE(peer->dying, in);
 		inbound_tell(peer, in, &arrival);
 		free(in);
 	}
-	HASH_ITER (hh, peer->exports, export, tmp_export)
-		export_drop(peer, export);
+	HASH_ITER (hh, peer->exports, export, tmp_export) {
+		if (!export->lost)
+			continue;
+		if (lane_has_stopped_since(export->lane, export->stops))
+			export_drop(peer, export);
+		else
+			peer->fence_owed = true;
+	}
 }
 
 void inbound_step(struct kvx_peer *peer)
 {
 	struct peer_export *export, *tmp;
 
-	if (peer->fence_owed && lane_inbound_is_stopped(peer))
+	if (peer->fence_owed)
 		inbound_finish_lost(peer);
 	if (peer->n_withdrawing == 0)
 		return;
@@ -442,6 +391,8 @@ static KVX_ON_LOOP int message_deliver(struct kvx_peer *peer, const Kvxp__PeerMe
 			       "has ended");
 	if (!kvx_region_token_equal(region, msg->token.data))
 		return kvx_why(why, -EACCES, "wrong token");
+	if (export_find(peer, region->id) == NULL) /* which only its own tenant can */
+		return kvx_why(why, -EACCES, "the sending node has not resolved the region");
 	err = peers->conf.on_message(peers->conf.arg, region, msg->data.data,
 				     (uint32_t)msg->data.len);
 	if (err < 0)

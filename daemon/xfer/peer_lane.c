@@ -1,405 +1,446 @@
-/* The lane to a peer: set-up of a generation, leases. The side with the lower node id listens and
- * offers, the other listens and answers, both connect; the lane is up when both have said so. Loop
- * thread; the endpoints live on the node's peer worker and are reached by commands only. Tear-down
- * is in peer_lane_down.c. Retries with back-off for as long as the connection is there. */
+/* The life of a lane to a peer: set-up of a generation, when one begins, when one is made anew. The
+ * side with the lower node id listens and offers, the other listens and answers, both connect; the
+ * lane is up when all legs are and both sides have said so. Loop thread; steps run from
+ * peer_step(). Tear-down is in peer_lane_down.c. Retries with back-off for as long as the
+ * connection is there. */
 #include "xfer/peer_priv.h"
 
 #include <errno.h>
+#include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/log.h"
 
-static struct kvx_peer *peer_of_cmd(struct kvx_cmd *cmd, size_t offset)
+struct peer_lane *lane_of(struct kvx_lane *lane)
 {
-	struct kvx_peer *peer = (struct kvx_peer *)((char *)cmd - offset);
+	struct peer_lane *pl =
+	    (struct peer_lane *)((char *)lane - offsetof(struct peer_lane, lane));
 
-	KVX_CHECK_MAGIC(peer, PEER_MAGIC);
-	return peer;
+	KVX_CHECK_MAGIC(pl, LANE_MAGIC);
+	return pl;
 }
 
-int lane_init(struct kvx_peer *peer)
+const char *lane_tenant_name(const struct peer_lane *lane)
 {
-	struct peer_lane *lane = &peer->lane;
-	struct kvx_peers *peers = peer->peers;
+	return lane->peer->peers->tenants[lane->tenant];
+}
 
+void lane_note_error(struct peer_lane *lane, const char *fmt, ...)
+{
+	va_list args;
+
+	va_start(args, fmt);
+	vsnprintf(lane->last_error, sizeof(lane->last_error), fmt, args);
+	va_end(args);
+	peer_note_error(lane->peer, "lane: %s", lane->last_error);
+}
+
+/* A batch has failed: what becomes of it is seen in a step. */
+static void lane_on_held(void *arg)
+{
+	struct peer_lane *lane = arg;
+
+	kvx_assert_on_loop();
+	KVX_CHECK_MAGIC(lane, LANE_MAGIC);
+	if (lane->held_ns == 0)
+		lane->held_ns = peer_now(lane->peer->peers);
+	peer_wake(lane->peer);
+}
+
+int lane_create(struct kvx_peer *peer, uint32_t tenant, struct peer_lane **out_lane)
+{
+	const struct kvx_peers *peers = peer->peers;
+	struct peer_lane *lane = calloc(1, sizeof(*lane));
+	int err;
+
+	if (lane == NULL)
+		return -ENOMEM;
+	lane->magic = LANE_MAGIC;
+	lane->peer = peer;
+	lane->tenant = tenant;
 	lane->lane.state = KVX_LANE_DOWN;
 	lane->lane.generation = 1;
-	if (peers->worker == NULL)
-		return 0;
-	lane->lane.ops = kvx_worker_ops(peers->worker);
-	return kvx_sched_create(&lane->lane, kvx_node_scheds(peers->conf.node), &lane->lane.sched);
-}
-
-void lane_fini(struct kvx_peer *peer)
-{
-	if (peer->lane.lane.sched != NULL)
-		kvx_sched_destroy(peer->lane.lane.sched);
-}
-
-bool lane_is_idle(const struct kvx_peer *peer)
-{
-	return peer->lane.phase == LANE_IDLE && !peer->lane.lease_busy && !peer->lane.setup_busy;
-}
-
-bool lane_inbound_is_stopped(const struct kvx_peer *peer)
-{
-	return peer->lane.phase == LANE_IDLE || peer->lane.phase > LANE_STOPPING;
-}
-
-const char *lane_state_name(const struct kvx_peer *peer)
-{
-	switch (peer->lane.lane.state) {
-	case KVX_LANE_UP:
-		return "up";
-	case KVX_LANE_CONNECTING:
-		return "connecting";
-	case KVX_LANE_CLOSING:
-		return "closing";
-	case KVX_LANE_DOWN:
-	default:
-		return "down";
+	lane->lane.ops = kvx_node_peer_transports(peers->conf.node)[0];
+	legs_clear(lane);
+	lane_pick_reset(lane);
+	err = kvx_sched_create(&lane->lane, kvx_node_scheds(peers->conf.node), &lane->lane.sched);
+	if (err < 0) {
+		free(lane);
+		return err;
 	}
+	kvx_sched_hold(lane->lane.sched, lane_on_held, lane);
+	*out_lane = lane;
+	return 0;
 }
 
-/* leases */
-
-static KVX_ON_LOOP void lease_on_done(struct kvx_cmd *cmd)
+void lane_destroy(struct peer_lane *lane)
 {
-	struct kvx_peer *peer = peer_of_cmd(cmd, offsetof(struct kvx_peer, lane.cmd_lease));
-	struct peer_lane *lane = &peer->lane;
-
-	lane->lease_busy = false;
-	if (lane->lease_sent_ns == 0)
-		lane->lease_zeroed = true;
-	if (lane->lease_ns != lane->lease_sent_ns && lane->ep != NULL)
-		lane_lease(peer, lane->lease_ns);
-	peer_wake(peer);
-}
-
-/* One command at a time, the newest value wins; 0 stops all inbound. */
-void lane_lease(struct kvx_peer *peer, uint64_t lease_ns)
-{
-	struct peer_lane *lane = &peer->lane;
-
-	lane->lease_ns = lease_ns;
-	if (lane->lease_busy)
+	if (lane == NULL)
 		return;
-	lane->lease_busy = true;
-	lane->lease_zeroed = false;
-	lane->lease_sent_ns = lease_ns;
-	lane->cmd_lease = (struct kvx_cmd){
-	    .work.kind = KVX_CMD_LEASE,
-	    .done = lease_on_done,
-	    .ep = lane->ep,
-	    .lease_ns = lease_ns,
-	};
-	kvx_node_submit(peer->peers->conf.node, peer->peers->worker, &lane->cmd_lease);
+	kvx_sched_destroy(lane->lane.sched);
+	lane->magic = 0;
+	free(lane);
 }
 
-void lane_extend(struct kvx_peer *peer)
+bool lane_is_idle(const struct peer_lane *lane)
 {
-	const struct peer_lane *lane = &peer->lane;
+	return lane->phase == LANE_IDLE && !legs_are_busy(lane);
+}
 
-	if (lane->ep == NULL || lane->phase >= LANE_STOPPING || peer->lease_base_ns == 0)
-		return;
-	lane_lease(peer, peer->lease_base_ns + peer->lease_ns);
+bool lane_inbound_is_stopped(const struct peer_lane *lane)
+{
+	return lane->phase == LANE_IDLE || lane->phase > LANE_STOPPING;
+}
+
+bool lane_has_stopped_since(const struct peer_lane *lane, uint64_t stops)
+{
+	return lane->n_stops != stops || lane_inbound_is_stopped(lane);
+}
+
+const char *lane_state_name(const struct peer_lane *lane)
+{
+	if (lane->phase == LANE_UP)
+		return "up";
+	if (lane->phase >= LANE_STOPPING || lane->down_wanted)
+		return "closing";
+	return lane->lane.state == KVX_LANE_DOWN ? "down" : "connecting";
+}
+
+void lane_extend(struct peer_lane *lane)
+{
+	const struct kvx_peer *peer = lane->peer;
+
+	if (lane->phase > LANE_LISTENING && lane->phase < LANE_STOPPING && !lane->down_wanted)
+		legs_lease(lane, peer->lease_base_ns + peer->lease_ns);
 }
 
 /* set-up */
 
-static KVX_ON_LOOP void lane_send(struct kvx_peer *peer, const void *addr, size_t len, bool answer)
+void lane_count_failure(struct peer_lane *lane)
 {
-	Kvxp__PeerLane msg = KVXP__PEER_LANE__INIT;
+	struct kvx_peers *peers = lane->peer->peers;
+	unsigned n = lane->n_failed + lane->n_broken;
 
-	msg.transport = (char *)peer->lane.lane.ops->name;
-	msg.generation = peer->lane.wire_generation;
-	msg.address.data = (uint8_t *)addr;
-	msg.address.len = len;
-	msg.answer = answer;
-	peer->lane.announced = true;
-	peer_send(peer, KVXP__PEER_FRAME_TYPE__PEER_LANE, &msg);
+	lane->retry_ns = peer_now(peers) + peer_backoff_ns(peers, n > 0 ? n - 1 : 0);
+	if (peer_is_lower(lane->peer))
+		lane_pick_failed(lane);
 }
 
-static KVX_ON_LOOP void lane_set_up(struct kvx_peer *peer)
+static KVX_ON_LOOP void lane_set_up(struct peer_lane *lane)
 {
-	struct peer_lane *lane = &peer->lane;
-	struct kvx_outlet *outlet = &lane->lane.outlets[0];
+	const struct kvx_peer *peer = lane->peer;
 
 	lane->phase = LANE_UP;
 	lane->n_failed = 0;
-	outlet->worker = peer->peers->worker;
-	outlet->ep = lane->ep;
-	outlet->dom_index = peer->peers->dom;
-	lane->lane.n_outlets = 1;
+	lane->up_ns = peer_now(peer->peers);
+	lane->pause_ns = 0;
+	legs_set_outlets(lane);
+	lane_pick_up(lane);
 	lane->lane.state = KVX_LANE_UP;
-	kvx_info("peer %s: lane up, %s, generation %llu", peer->name, lane->lane.ops->name,
+	kvx_info("peer %s: lane of tenant %s up, %s, %u legs, generation %llu", peer->name,
+		 lane_tenant_name(lane), lane->lane.ops->name, lane->lane.n_outlets,
 		 (unsigned long long)lane->wire_generation);
 	kvx_sched_pump(lane->lane.sched);
 }
 
-static KVX_ON_LOOP void lane_check_up(struct kvx_peer *peer)
+void lane_check_up(struct peer_lane *lane)
 {
-	struct peer_lane *lane = &peer->lane;
-
 	if (lane->phase != LANE_WAIT_UP || !lane->remote_up)
 		return;
-	lane_set_up(peer);
-	peer_wake(peer);
+	lane_set_up(lane);
+	peer_wake(lane->peer);
 }
 
-static KVX_ON_LOOP void connect_on_done(struct kvx_cmd *cmd)
+void lane_on_connected(struct peer_lane *lane, struct peer_leg *leg, const struct kvx_cmd *cmd)
 {
-	struct kvx_peer *peer = peer_of_cmd(cmd, offsetof(struct kvx_peer, lane.cmd_setup));
-	struct peer_lane *lane = &peer->lane;
-	Kvxp__PeerLaneUp up = KVXP__PEER_LANE_UP__INIT;
+	const char *rail = leg_rail_name(leg);
 	char text[KVX_WHY_BYTES];
 
-	lane->setup_busy = false;
-	peer_wake(peer);
+	peer_wake(lane->peer);
 	if (lane->phase != LANE_CONNECTING)
 		return; /* it is being torn down */
 	if (cmd->status < 0) {
-		snprintf(text, sizeof(text), "lane connect: %s",
+		snprintf(text, sizeof(text), "%s%sconnect: %s", rail, rail[0] != '\0' ? ": " : "",
 			 cmd->text != NULL ? cmd->text : strerror(-cmd->status));
-		lane_down(peer, cmd->status, text);
+		lane_pick_rail_failed(lane, leg->rail);
+		lane_break(lane, cmd->status, cmd->vendor_code, text);
 		return;
 	}
-	lane->own_up = true;
+	if (!legs_are_up(lane))
+		return;
 	lane->phase = LANE_WAIT_UP;
-	up.generation = lane->wire_generation;
-	peer_send(peer, KVXP__PEER_FRAME_TYPE__PEER_LANE_UP, &up);
-	lane_check_up(peer);
+	lane_send_up(lane);
+	lane_check_up(lane);
 }
 
-static KVX_ON_LOOP void lane_submit_setup(struct kvx_peer *peer, enum kvx_work_kind kind,
-					  kvx_cmd_done_cb done)
+void lane_on_answer(struct peer_lane *lane)
 {
-	struct peer_lane *lane = &peer->lane;
+	lane->phase = LANE_CONNECTING;
+	legs_connect(lane);
+	if (legs_count(lane) == 0)
+		lane_down(lane, -EIO, "the other side answers to none of the legs offered");
+}
 
-	lane->cmd_setup = (struct kvx_cmd){
-	    .work.kind = kind,
-	    .done = done,
-	    .ep = lane->ep,
-	};
-	if (kind == KVX_CMD_CONNECT) {
-		memcpy(lane->cmd_setup.bytes, lane->addr, lane->addr_len);
-		lane->cmd_setup.len = lane->addr_len;
+/* No leg could be made: there is nothing to tear down. */
+static KVX_ON_LOOP void lane_listen_failed(struct peer_lane *lane)
+{
+	if (!lane->down_wanted) {
+		snprintf(lane->down_text, sizeof(lane->down_text), "%s", lane->last_error);
+		lane->n_failed++;
+		lane_count_failure(lane);
+		if (lane->n_failed == 1)
+			kvx_warn("peer %s: lane of tenant %s: %s", lane->peer->name,
+				 lane_tenant_name(lane), lane->last_error);
 	}
-	lane->setup_busy = true;
-	kvx_node_submit(peer->peers->conf.node, peer->peers->worker, &lane->cmd_setup);
-}
-
-static KVX_ON_LOOP void listen_failed(struct kvx_peer *peer, const struct kvx_cmd *cmd)
-{
-	struct peer_lane *lane = &peer->lane;
-
-	peer_note_error(peer, "lane listen: %s",
-			cmd->text != NULL ? cmd->text : strerror(-cmd->status));
-	kvx_warn("peer %s: %s", peer->name, peer->last_error);
 	lane->phase = LANE_IDLE;
-	lane->lane.state = peer->conn != NULL ? KVX_LANE_CONNECTING : KVX_LANE_DOWN;
+	lane->n_stops++;
 	lane->down_wanted = false;
-	lane->down_status = cmd->status;
-	snprintf(lane->down_text, sizeof(lane->down_text), "%s", peer->last_error);
-	lane->retry_ns = peer_now(peer->peers) + peer_backoff_ns(peer->peers, lane->n_failed++);
-	lane_tell_down(peer);
+	legs_clear(lane);
+	lane_tell_down(lane);
 }
 
-static KVX_ON_LOOP void listen_on_done(struct kvx_cmd *cmd)
+/* A LISTEN is back. A slot whose rail cannot listen is given another one where there is one, else
+ * it is left out. */
+void lane_on_listened(struct peer_lane *lane)
 {
-	struct kvx_peer *peer = peer_of_cmd(cmd, offsetof(struct kvx_peer, lane.cmd_setup));
-	struct peer_lane *lane = &peer->lane;
-	uint8_t addr[KVX_TRANSPORT_ADDR_MAX];
-	size_t len = cmd->len;
+	const struct kvx_peer *peer = lane->peer;
 
-	lane->setup_busy = false;
-	peer_wake(peer);
-	if (cmd->status < 0) {
-		listen_failed(peer, cmd);
+	peer_wake(lane->peer);
+	kvx_assert(lane->phase == LANE_LISTENING);
+	if (legs_busy_in_setup(lane))
+		return;
+	if (!lane->down_wanted && lane_pick_rails(lane) > 0) {
+		legs_listen(lane);
 		return;
 	}
-	kvx_assert(len <= sizeof(addr));
-	memcpy(addr, cmd->bytes, len);
-	lane->ep = cmd->ep;
+	if (legs_count(lane) == 0) {
+		lane_listen_failed(lane);
+		return;
+	}
 	if (lane->down_wanted) {
 		lane->phase = LANE_STOPPING;
 		return;
 	}
-	lane_lease(peer, peer->lease_base_ns == 0 ? 0 : peer->lease_base_ns + peer->lease_ns);
-	if (peer_is_lower(peer)) {
-		lane->phase = LANE_OFFERED;
-		lane_send(peer, addr, len, false);
+	lane->phase = peer_is_lower(peer) ? LANE_OFFERED : LANE_CONNECTING;
+	legs_lease(lane, peer->lease_base_ns + peer->lease_ns);
+	lane_send(lane, !peer_is_lower(peer));
+	if (!peer_is_lower(peer))
+		legs_connect(lane);
+}
+
+/* No rail of the transport can be used now: most often it waits for its port. */
+static void lane_note_unusable(struct peer_lane *lane, const struct kvx_transport_ops *ops)
+{
+	unsigned n;
+	const struct kvx_node_rail *rails = kvx_node_rails(lane->peer->peers->conf.node, &n);
+
+	for (unsigned i = 0; i < n; i++) {
+		const char *waits = kvx_node_rail_waits(&rails[i]);
+
+		if (rails[i].ops != ops || waits == NULL)
+			continue;
+		lane_note_error(lane, "%s: %s", rails[i].rail.name, waits);
 		return;
 	}
-	lane->phase = LANE_CONNECTING;
-	lane_submit_setup(peer, KVX_CMD_CONNECT, connect_on_done);
-	lane_send(peer, addr, len, true);
+	lane_note_error(lane, "no device of transport %s can be used", ops->name);
 }
 
-/* A new generation; the higher node id waits for an offer. */
-static KVX_ON_LOOP void lane_begin(struct kvx_peer *peer)
+static KVX_ON_LOOP void lane_begin(struct peer_lane *lane, const struct kvx_transport_ops *ops)
 {
-	struct peer_lane *lane = &peer->lane;
+	struct kvx_peer *peer = lane->peer;
+	bool lower = peer_is_lower(peer);
 
-	if (!peer_is_lower(peer) && lane->offer_generation == 0)
-		return;
-	lane->announced = !peer_is_lower(peer);
-	lane->wire_generation =
-	    peer_is_lower(peer) ? ++peer->peers->next_generation : lane->offer_generation;
+	lane->lane.ops = ops;
+	lane->announced = !lower;
+	lane->wire_generation = lower ? ++peer->peers->next_generation : lane->offer_generation;
 	lane->offer_generation = 0;
-	lane->own_up = lane->remote_up = lane->remote_down = false;
-	lane->told_down = lane->down_wanted = lane->remote_dead = lane->lease_zeroed = false;
+	lane->remote_up = lane->remote_down = false;
+	lane->told_down = lane->down_wanted = lane->remote_dead = lane->lease_stopped = false;
+	lane->rails_tried = 0;
+	lane->fenced_ns = lane->lost_safe_ns = 0;
+	lane->n_fences = 0;
 	lane->phase = LANE_LISTENING;
-	lane->lane.state = KVX_LANE_CONNECTING;
 	lane->setup_deadline_ns = peer_now(peer->peers) + PEER_HELLO_NS + 2 * peer->lease_ns;
-	lane_submit_setup(peer, KVX_CMD_LISTEN, listen_on_done);
+	lane->n_slots = lower ? lane_count_slots(lane) : lane->n_remote;
+	if (lane_pick_rails(lane) > 0) {
+		legs_listen(lane);
+		return;
+	}
+	lane_note_unusable(lane, ops);
+	lane->down_status = -ENODEV;
+	lane_listen_failed(lane);
+	peer_wake(peer);
 }
 
-void lane_on_conn(struct kvx_peer *peer, bool new_epoch)
+void lane_on_conn(struct peer_lane *lane, bool new_epoch)
 {
-	struct peer_lane *lane = &peer->lane;
-
 	lane->told_down = false;
 	lane->retry_ns = 0;
-	lane->n_failed = 0;
+	lane->n_failed = lane->n_broken = 0;
+	lane_pick_reset(lane);
 	if (new_epoch) {
 		lane->last_offer = 0;
 		lane->offer_generation = 0;
 		lane->remote_dead = true;
 	} else {
-		lane_tell_down(peer);
-		if (lane->phase == LANE_STOPPED) /* it is asked only now */
-			lane->stop_deadline_ns = peer_now(peer->peers) + peer->lease_ns;
+		lane_tell_down(lane);
 	}
-	if (!peer->has_transport || peer->peers->worker == NULL)
-		remote_fail_waiting(peer, -ENETUNREACH,
+	if (lane->peer->n_common == 0)
+		remote_fail_waiting(lane, -ENETUNREACH,
 				    "the two nodes have no transport in common");
+	else if (!lane->common)
+		remote_fail_waiting(lane, -EACCES, "the region's node does not have this tenant");
 }
 
-/* frames */
-
-static bool generation_is_old(struct kvx_peer *peer, uint64_t generation)
+void lane_on_device_up(struct peer_lane *lane, const struct kvx_node_rail *rail)
 {
-	if (generation == peer->lane.wire_generation && !peer->lane.remote_dead)
-		return false;
-	peer->n_stale++;
-	return true;
+	lane_pick_device_up(lane, rail);
+	lane->retry_ns = 0;
+	peer_wake(lane->peer);
 }
 
-static KVX_ON_LOOP int lane_on_offer(struct kvx_peer *peer, const Kvxp__PeerLane *msg)
-{
-	struct peer_lane *lane = &peer->lane;
+/* steps */
 
-	if (peer_is_lower(peer))
-		return -EPROTO;
-	if (msg->generation <= lane->last_offer) {
-		peer->n_stale++;
-		return 0;
+/* There is no way to have it: who waits for it is told. */
+static KVX_ON_LOOP void lane_give_up(struct peer_lane *lane)
+{
+	struct kvx_peer *peer = lane->peer;
+
+	if (lane->lane.state == KVX_LANE_DOWN)
+		return;
+	lane->lane.state = KVX_LANE_DOWN;
+	if (peer->conn == NULL || peer->peers->closing)
+		return; /* it was told already */
+	kvx_xfers_cancel_lane(kvx_node_xfers(peer->peers->conf.node), &lane->lane, -ENETUNREACH,
+			      "no device is left to reach the peer by");
+	remote_fail_waiting(lane, -ENETUNREACH, "no device is left to reach the peer by");
+}
+
+static KVX_ON_LOOP void step_idle(struct peer_lane *lane)
+{
+	struct kvx_peer *peer = lane->peer;
+	const struct kvx_transport_ops *ops;
+
+	if (peer->conn == NULL || peer->conn->fail_status != 0 || peer->peers->closing ||
+	    !lane->common || !lane_has_transport(lane)) {
+		lane_give_up(lane);
+		return;
 	}
-	lane->last_offer = msg->generation;
-	lane->offer_generation = msg->generation;
-	memcpy(lane->addr, msg->address.data, msg->address.len);
-	lane->addr_len = msg->address.len;
-	if (lane->phase != LANE_IDLE) {
-		/* It offers a new one only after it has closed the old one. */
-		lane->remote_down = true;
-		lane_down(peer, -EIO, "the other side has reset the lane");
+	lane->lane.state = KVX_LANE_CONNECTING;
+	/* Without an answered heartbeat there is no lease, and nothing may land. */
+	if (legs_are_busy(lane) || peer->lease_base_ns == 0)
+		return;
+	if (!peer_is_lower(peer)) { /* the other side waits between its tries */
+		if (lane->offer_generation != 0)
+			lane_begin(lane, lane->offer_ops);
+	} else if (peer_now(peer->peers) >= lane->retry_ns) {
+		ops = lane_pick_transport(lane);
+		if (ops != NULL)
+			lane_begin(lane, ops);
+		else
+			lane_note_unusable(lane, peer->common[0]);
 	}
-	peer_wake(peer);
-	return 0;
 }
 
-int lane_on_lane(struct kvx_peer *peer, const ProtobufCMessage *message)
+/* Has nobody used it for a while? */
+static KVX_ON_LOOP bool lane_is_quiet(struct peer_lane *lane)
 {
-	const Kvxp__PeerLane *msg = (const Kvxp__PeerLane *)message;
-	struct peer_lane *lane = &peer->lane;
+	const struct kvx_sched *sched = lane->lane.sched;
+	uint64_t now = peer_now(lane->peer->peers);
+	uint64_t activity = lane->lane.n_batches + lane->n_inbound_opened;
 
-	if (peer->peers->worker == NULL || !peer->has_transport)
-		return -EPROTO;
-	if (strcmp(msg->transport, lane->lane.ops->name) != 0 || msg->generation == 0 ||
-	    msg->address.len == 0 || msg->address.len > KVX_TRANSPORT_ADDR_MAX)
-		return -EPROTO;
-	if (!msg->answer)
-		return lane_on_offer(peer, msg);
-	if (!peer_is_lower(peer))
-		return -EPROTO;
-	if (generation_is_old(peer, msg->generation))
-		return 0;
-	if (lane->phase != LANE_OFFERED)
-		return 0; /* torn down since: LANE_DOWN is on its way to it */
-	memcpy(lane->addr, msg->address.data, msg->address.len);
-	lane->addr_len = msg->address.len;
-	lane->phase = LANE_CONNECTING;
-	lane_submit_setup(peer, KVX_CMD_CONNECT, connect_on_done);
-	return 0;
+	if (kvx_sched_in_flight(sched) > 0 || kvx_sched_queued(sched) > 0 || lane->n_inbound > 0 ||
+	    activity != lane->seen_activity) {
+		lane->seen_activity = activity;
+		lane->quiet_ns = now;
+	}
+	return now - lane->quiet_ns >= LANE_QUIET_NS;
 }
 
-int lane_on_up(struct kvx_peer *peer, const ProtobufCMessage *message)
+/* Makes a lane anew that could be better: when it has been quiet for a while; at once when a port
+ * has come up; or when it is never quiet. First it gives out no more, so that little is in flight;
+ * the transfers that have some go on with the next generation. */
+static KVX_ON_LOOP void step_renew(struct peer_lane *lane)
 {
-	const Kvxp__PeerLaneUp *msg = (const Kvxp__PeerLaneUp *)message;
+	uint64_t now = peer_now(lane->peer->peers);
+	bool due;
 
-	if (generation_is_old(peer, msg->generation))
-		return 0;
-	peer->lane.remote_up = true;
-	lane_check_up(peer);
-	return 0;
+	if (lane->pause_ns == 0) {
+		if (!lane_could_be_better(lane)) {
+			lane->renew_now = false;
+			return;
+		}
+		due = now >= lane->renew_ns &&
+		      (lane_is_quiet(lane) || now - lane->renew_ns >= LANE_OVERDUE_NS);
+		if (!due && !lane->renew_now)
+			return;
+		lane->pause_ns = now;
+		lane->lane.state = KVX_LANE_CONNECTING;
+	}
+	if (kvx_sched_in_flight(lane->lane.sched) > 0 && now - lane->pause_ns < LANE_PAUSE_NS)
+		return;
+	lane_pick_renew(lane);
+	lane_renew(lane);
 }
 
-int lane_on_down(struct kvx_peer *peer, const ProtobufCMessage *message)
+/* A batch has failed and the lane is still up: perhaps the news that its ep is lost is on its way.
+ */
+static KVX_ON_LOOP void step_held(struct peer_lane *lane)
 {
-	const Kvxp__PeerLaneDown *msg = (const Kvxp__PeerLaneDown *)message;
-	struct peer_lane *lane = &peer->lane;
-	char text[KVX_WHY_BYTES];
-	int err = kvx_status_to_errno(msg->status);
-
-	if (generation_is_old(peer, msg->generation))
-		return 0;
-	lane->remote_down = true;
-	peer_text(text, sizeof(text), msg->text);
-	if (lane->phase != LANE_IDLE)
-		lane_down(peer, err < 0 ? err : -EIO, text);
-	peer_wake(peer);
-	return 0;
+	if (lane->held_ns == 0 || peer_now(lane->peer->peers) - lane->held_ns < LANE_POLL_NS)
+		return;
+	lane->held_ns = 0;
+	kvx_sched_release(lane->lane.sched);
 }
 
-void lane_step(struct kvx_peer *peer)
+void lane_step(struct peer_lane *lane)
 {
-	struct peer_lane *lane = &peer->lane;
-	const struct kvx_peers *peers = peer->peers;
-	uint64_t now = peer_now(peers);
+	uint64_t now = peer_now(lane->peer->peers);
 
 	if (lane->phase >= LANE_OFFERED && lane->phase < LANE_UP && now >= lane->setup_deadline_ns)
-		lane_down(peer, -ETIMEDOUT, "lane set-up timed out");
-	if (lane->phase >= LANE_STOPPING)
-		lane_step_down(peer);
-	if (lane->phase != LANE_IDLE)
-		return;
-	if (peer->conn == NULL || peer->conn->fail_status != 0 || peers->closing ||
-	    peers->worker == NULL || peers->device_lost || !peer->has_transport) {
-		lane->lane.state = KVX_LANE_DOWN;
-		return;
+		lane_break(lane, -EIO, 0, "set-up timed out");
+	if (lane->phase == LANE_UP) {
+		step_held(lane);
+		step_renew(lane);
 	}
-	if (lane_is_idle(peer) && now >= lane->retry_ns)
-		lane_begin(peer);
+	if (lane->phase >= LANE_STOPPING)
+		lane_step_down(lane);
+	if (lane->phase == LANE_IDLE)
+		step_idle(lane);
 }
 
-uint64_t lane_next_ns(const struct kvx_peer *peer)
+static uint64_t up_next_ns(const struct peer_lane *lane)
 {
-	const struct peer_lane *lane = &peer->lane;
-	uint64_t now = peer_now(peer->peers);
+	uint64_t quiet_ns = lane->quiet_ns + LANE_QUIET_NS;
+
+	if (lane->held_ns != 0)
+		return lane->held_ns + LANE_POLL_NS;
+	if (lane->pause_ns != 0)
+		return peer_now(lane->peer->peers) + LANE_POLL_NS;
+	if (!lane_could_be_better(lane))
+		return UINT64_MAX;
+	return lane->renew_ns > quiet_ns ? lane->renew_ns : quiet_ns;
+}
+
+uint64_t lane_next_ns(const struct peer_lane *lane)
+{
+	const struct kvx_peer *peer = lane->peer;
 
 	switch (lane->phase) {
 	case LANE_IDLE: /* past its time it waits for something else than time */
-		return peer->conn != NULL && lane->retry_ns > now ? lane->retry_ns : UINT64_MAX;
+		return peer->conn != NULL && peer_is_lower(peer) &&
+			       lane->retry_ns > peer_now(peer->peers)
+			   ? lane->retry_ns
+			   : UINT64_MAX;
 	case LANE_OFFERED:
 	case LANE_CONNECTING:
 	case LANE_WAIT_UP:
 		return lane->setup_deadline_ns;
-	case LANE_STOPPED:
-	case LANE_DRAINING:
-		return now + PEER_POLL_NS;
+	case LANE_UP:
+		return up_next_ns(lane);
 	default:
-		return UINT64_MAX; /* a command's end goes on */
+		return lane_down_next_ns(lane);
 	}
 }

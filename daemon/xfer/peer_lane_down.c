@@ -1,8 +1,11 @@
-/* Tear-down of a lane, in the order that keeps the guarantees: stop inbound (LEASE 0), tell the
- * other side; once it has stopped, too, or its lease is over for certain, or nothing of ours is in
- * flight, fence (what is in flight comes back), free the keys, close the ep. So no transfer is
- * reported as ended while bytes of it may still land at the other side. Loop thread; steps run from
- * peer_step(), waiting is by commands' ends and a millisecond's poll. */
+/* Tear-down of a lane, of all legs together, in the order that keeps the guarantees: stop inbound
+ * (LEASE 0) and tell the other side; fence; wait until nothing that was sent can land; give back
+ * what was in flight; free the keys; close the endpoints. Nothing can land any more once the other
+ * side has stopped, too, or its lease is over for certain, or, where the transport says how long a
+ * packet may be under way (settle_ns), that long after the fence. Batches that come back from the
+ * fence are held by the scheduler until that moment, so no transfer ends, and none is sent once
+ * more, while bytes of it may still land. Loop thread; steps run from peer_step(), waiting is by
+ * commands' ends and a millisecond's poll. */
 #include "xfer/peer_priv.h"
 
 #include <errno.h>
@@ -11,36 +14,75 @@
 
 #include "base/log.h"
 
-static struct kvx_peer *peer_of_down(struct kvx_cmd *cmd)
+/* What is said of a lane's end must not be read as something else by transfers: that they were
+ * cancelled, or too late. */
+static int status_for_transfers(int status)
 {
-	struct kvx_peer *peer =
-	    (struct kvx_peer *)((char *)cmd - offsetof(struct kvx_peer, lane.cmd_down));
-
-	KVX_CHECK_MAGIC(peer, PEER_MAGIC);
-	return peer;
+	switch (status) {
+	case -ECANCELED:
+	case -ETIMEDOUT:
+	case -EPROTO:
+	case -EPIPE:
+	case -ECONNRESET:
+		return -EIO;
+	default:
+		return status < 0 ? status : -EIO;
+	}
 }
 
-/* From any phase but idle; a second call adds nothing. Acts in peer_step(). */
-void lane_down(struct kvx_peer *peer, int status, const char *text)
+enum down_kind { DOWN_WANTED, DOWN_BROKEN, DOWN_TO_RENEW };
+
+/* A generation that was up for a while has shown that its transport works. */
+static KVX_ON_LOOP void down_from_up(struct peer_lane *lane, enum down_kind kind)
 {
-	struct peer_lane *lane = &peer->lane;
+	uint64_t now = peer_now(lane->peer->peers);
+	bool stable = now - lane->up_ns >= LANE_STABLE_NS;
+
+	lane->lane.n_resets++;
+	lane->up_ns = 0;
+	lane->retry_ns = 0;
+	if (stable) {
+		lane->n_broken = 0;
+		lane->level_failed = 0;
+	} else if (kind == DOWN_BROKEN) {
+		lane->n_broken++;
+		lane_count_failure(lane);
+	}
+}
+
+static void down_log(struct peer_lane *lane, enum down_kind kind, const char *text)
+{
+	enum kvx_log_level level = kind == DOWN_TO_RENEW ? KVX_LOG_INFO : KVX_LOG_WARN;
+
+	if (kind != DOWN_TO_RENEW)
+		lane_note_error(lane, "%s", text);
+	if (lane->phase == LANE_UP || lane->n_failed == 0)
+		kvx_log_at(level, "peer %s: lane of tenant %s, %s, generation %llu down: %s",
+			   lane->peer->name, lane_tenant_name(lane), lane->lane.ops->name,
+			   (unsigned long long)lane->wire_generation, text);
+}
+
+static KVX_ON_LOOP void lane_go_down(struct peer_lane *lane, int status, int vendor_code,
+				     enum down_kind kind, const char *text)
+{
+	struct kvx_peer *peer = lane->peer;
+	bool alone = peer->conn != NULL && !peer->peers->closing;
 
 	if (lane->phase == LANE_IDLE || lane->phase >= LANE_STOPPING || lane->down_wanted)
 		return;
-	peer_note_error(peer, "lane: %s", text);
-	if (lane->phase == LANE_UP && peer->conn != NULL && !peer->peers->closing)
-		kvx_warn("peer %s: lane generation %llu down: %s", peer->name,
-			 (unsigned long long)lane->wire_generation, text);
-	lane->down_status = status;
+	if (alone)
+		down_log(lane, kind, text);
+	lane->down_status = status_for_transfers(status);
+	lane->down_to_renew = kind == DOWN_TO_RENEW;
+	lane->down_vendor = vendor_code;
 	snprintf(lane->down_text, sizeof(lane->down_text), "%s", text);
 	if (lane->phase == LANE_UP) {
-		lane->lane.n_resets++;
-		lane->retry_ns = 0;
-	} else {
-		lane->retry_ns =
-		    peer_now(peer->peers) + peer_backoff_ns(peer->peers, lane->n_failed++);
+		down_from_up(lane, kind);
+	} else if (alone) {
+		lane->n_failed++;
+		lane_count_failure(lane);
 	}
-	lane->lane.state = KVX_LANE_CLOSING;
+	lane->lane.state = alone ? KVX_LANE_CONNECTING : KVX_LANE_DOWN; /* transfers may wait */
 	lane->lane.generation++;
 	lane->down_wanted = true;
 	if (lane->phase != LANE_LISTENING)
@@ -48,108 +90,145 @@ void lane_down(struct kvx_peer *peer, int status, const char *text)
 	peer_wake(peer);
 }
 
-/* "Nothing of wire_generation lands here any more", once per connection. */
-void lane_tell_down(struct kvx_peer *peer)
+void lane_down(struct peer_lane *lane, int status, const char *text)
 {
-	struct peer_lane *lane = &peer->lane;
-	Kvxp__PeerLaneDown msg = KVXP__PEER_LANE_DOWN__INIT;
+	lane_go_down(lane, status, 0, DOWN_WANTED, text);
+}
 
-	if (peer->conn == NULL || lane->told_down || lane->remote_dead || !lane->announced ||
-	    !lane_inbound_is_stopped(peer))
+void lane_break(struct peer_lane *lane, int status, int vendor_code, const char *text)
+{
+	lane_go_down(lane, status, vendor_code, DOWN_BROKEN, text);
+}
+
+void lane_renew(struct peer_lane *lane)
+{
+	lane_go_down(lane, -EIO, 0, DOWN_TO_RENEW,
+		     "it is made anew, as a better transport or another rail may work now");
+}
+
+/* steps */
+
+static KVX_ON_LOOP void step_stopping(struct peer_lane *lane)
+{
+	struct kvx_peer *peer = lane->peer;
+	struct kvx_xfers *xfers = kvx_node_xfers(peer->peers->conf.node);
+	bool again = peer->conn != NULL && !peer->peers->closing;
+
+	if (!lane->lease_stopped) {
+		if (again)
+			kvx_xfers_fail_lane(xfers, &lane->lane, lane->down_status,
+					    lane->down_vendor, lane->down_text);
+		else
+			kvx_xfers_cancel_lane(xfers, &lane->lane, lane->down_status,
+					      lane->down_text);
+		remote_stale_keys(lane);
+		legs_lease(lane, 0);
+		lane->lease_stopped = true;
+	}
+	lane->held_ns = 0;
+	kvx_sched_release(lane->lane.sched); /* failed before the fence: nothing of it lands */
+	if (!legs_lease_is_zero(lane))
 		return;
-	lane->told_down = true;
-	msg.generation = lane->wire_generation;
-	msg.status = (uint32_t)kvx_status_from_errno(lane->down_status);
-	msg.text = lane->down_text;
-	peer_send(peer, KVXP__PEER_FRAME_TYPE__PEER_LANE_DOWN, &msg);
-}
-
-static KVX_ON_LOOP void down_submit(struct kvx_peer *peer, enum kvx_work_kind kind,
-				    kvx_cmd_done_cb done)
-{
-	struct peer_lane *lane = &peer->lane;
-
-	lane->cmd_down = (struct kvx_cmd){.work.kind = kind, .done = done, .ep = lane->ep};
-	kvx_node_submit(peer->peers->conf.node, peer->peers->worker, &lane->cmd_down);
-}
-
-static KVX_ON_LOOP void close_on_done(struct kvx_cmd *cmd)
-{
-	struct kvx_peer *peer = peer_of_down(cmd);
-	struct peer_lane *lane = &peer->lane;
-
-	lane->ep = NULL;
-	lane->lane.n_outlets = 0;
-	memset(&lane->lane.outlets[0], 0, sizeof(lane->lane.outlets[0]));
-	lane->phase = LANE_IDLE;
-	peer_wake(peer);
-}
-
-static KVX_ON_LOOP void fence_on_done(struct kvx_cmd *cmd)
-{
-	struct kvx_peer *peer = peer_of_down(cmd);
-
-	peer->lane.phase = LANE_DRAINING;
-	peer_wake(peer);
-}
-
-/* Inbound is stopped: what waited for that goes on. */
-static KVX_ON_LOOP void down_stopped(struct kvx_peer *peer)
-{
-	struct peer_lane *lane = &peer->lane;
-
-	lane->phase = LANE_STOPPED;
+	/* Inbound is stopped: what waited for that goes on. */
+	lane->phase = LANE_FENCING;
+	lane->n_stops++;
 	lane->stop_deadline_ns = peer_now(peer->peers) + peer->lease_ns;
-	lane_tell_down(peer);
+	lane_tell_down(lane);
+	legs_command(lane, KVX_CMD_FENCE);
 }
 
-/* Can anything that we have sent still land at the other side? */
-static KVX_ON_LOOP bool down_is_safe(struct kvx_peer *peer)
+/* Can nothing that we have sent land at the other side any more? */
+static KVX_ON_LOOP bool down_is_safe(const struct peer_lane *lane)
 {
-	const struct peer_lane *lane = &peer->lane;
-	uint64_t now = peer_now(peer->peers);
+	uint64_t now = peer_now(lane->peer->peers), settle_ns = legs_settle_ns(lane);
 
 	if (lane->remote_down || kvx_sched_in_flight(lane->lane.sched) == 0)
 		return true;
-	if (peer->conn == NULL || lane->remote_dead)
-		return now >= peer->remote_safe_ns;
-	if (now >= lane->stop_deadline_ns)
+	if (lane->fenced_ns != 0 && settle_ns != UINT64_MAX && now - lane->fenced_ns >= settle_ns)
+		return true;
+	return lane->lost_safe_ns != 0 && now >= lane->lost_safe_ns;
+}
+
+/* The other side has to say that it has stopped, or be given up. Once it was lost its lease ends in
+ * any case, as no connection after that extends it. */
+static KVX_ON_LOOP void down_check_answer(struct peer_lane *lane)
+{
+	const struct kvx_peer *peer = lane->peer;
+
+	if (peer->conn != NULL && lane->lost_safe_ns == 0 &&
+	    peer_now(peer->peers) >= lane->stop_deadline_ns)
 		conn_fail(peer->conn, -EHOSTDOWN, "it does not answer the tear-down of the lane");
-	return false;
 }
 
-static KVX_ON_LOOP void step_stopping(struct kvx_peer *peer)
+static KVX_ON_LOOP void step_fencing(struct peer_lane *lane)
 {
-	struct peer_lane *lane = &peer->lane;
-	bool again = peer->conn != NULL && !peer->peers->closing;
+	bool all = true;
 
-	if (lane->lane.state == KVX_LANE_CLOSING) {
-		kvx_xfers_cancel_lane(kvx_node_xfers(peer->peers->conf.node), &lane->lane,
-				      lane->down_status, lane->down_text);
-		remote_stale_keys(peer);
-		/* From now on transfers may wait for the next generation. */
-		lane->lane.state = again ? KVX_LANE_CONNECTING : KVX_LANE_DOWN;
+	if (legs_are_busy(lane))
+		return;
+	for (unsigned i = 0; i < lane->n_slots; i++)
+		all = all && (lane->legs[i].fenced || !leg_is_live(&lane->legs[i]));
+	if (!all && ++lane->n_fences < LANE_FENCES) {
+		legs_command(lane, KVX_CMD_FENCE);
+		return;
 	}
-	if (lane->lease_zeroed)
-		down_stopped(peer);
-	else if (lane->lease_ns != 0 || !lane->lease_busy)
-		lane_lease(peer, 0);
+	if (all)
+		lane->fenced_ns = peer_now(lane->peer->peers);
+	lane->phase = LANE_SETTLING;
 }
 
-void lane_step_down(struct kvx_peer *peer)
+static KVX_ON_LOOP void step_settling(struct peer_lane *lane)
 {
-	struct peer_lane *lane = &peer->lane;
+	if (down_is_safe(lane))
+		lane->phase = LANE_DRAINING;
+	else if (lane->fenced_ns == 0 || legs_settle_ns(lane) == UINT64_MAX)
+		down_check_answer(lane);
+}
 
+/* What could not be fenced comes back as its ep is closed. */
+static KVX_ON_LOOP void step_draining(struct peer_lane *lane)
+{
+	kvx_sched_release(lane->lane.sched);
+	if ((lane->fenced_ns != 0 && kvx_sched_in_flight(lane->lane.sched) > 0) ||
+	    legs_are_busy(lane) || lane->n_keys_busy > 0)
+		return;
+	lane->phase = LANE_CLOSING;
+	remote_free_keys(lane); /* workers take commands in order */
+	legs_command(lane, KVX_CMD_EP_CLOSE);
+}
+
+static KVX_ON_LOOP void step_closing(struct peer_lane *lane)
+{
+	kvx_sched_release(lane->lane.sched);
+	if (legs_are_busy(lane) || legs_count(lane) > 0 || lane->n_keys_busy > 0 ||
+	    kvx_sched_in_flight(lane->lane.sched) > 0)
+		return;
+	legs_clear(lane);
+	lane->phase = LANE_IDLE;
+	lane->down_wanted = false;
+}
+
+void lane_step_down(struct peer_lane *lane)
+{
 	if (lane->phase == LANE_STOPPING)
-		step_stopping(peer);
-	if (lane->phase == LANE_STOPPED && down_is_safe(peer)) {
-		lane->phase = LANE_FENCING;
-		down_submit(peer, KVX_CMD_FENCE, fence_on_done);
-	}
-	if (lane->phase == LANE_DRAINING && kvx_sched_in_flight(lane->lane.sched) == 0 &&
-	    !lane->setup_busy && !lane->lease_busy && lane->n_keys_busy == 0) {
-		lane->phase = LANE_CLOSING;
-		remote_free_keys(peer); /* the worker takes commands in order */
-		down_submit(peer, KVX_CMD_EP_CLOSE, close_on_done);
+		step_stopping(lane);
+	if (lane->phase == LANE_FENCING)
+		step_fencing(lane);
+	if (lane->phase == LANE_SETTLING)
+		step_settling(lane);
+	if (lane->phase == LANE_DRAINING)
+		step_draining(lane);
+	if (lane->phase == LANE_CLOSING)
+		step_closing(lane);
+}
+
+uint64_t lane_down_next_ns(const struct peer_lane *lane)
+{
+	switch (lane->phase) {
+	case LANE_SETTLING:
+	case LANE_DRAINING:
+		return peer_now(lane->peer->peers) + LANE_POLL_NS;
+	default:
+		return UINT64_MAX; /* a command's end goes on */
 	}
 }

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
+#include <utlist.h>
 
 #include "base/log.h"
 
@@ -34,6 +35,21 @@ static void listen_pause(struct kvx_peers *peers, int err)
 		uv_poll_stop(&peers->listener->poll);
 }
 
+/* Who has said nothing for longest goes: so idle connections cannot keep others out. */
+static KVX_ON_LOOP void listen_make_room(struct kvx_peers *peers)
+{
+	struct peer_conn *conn;
+
+	if (peers->n_accepted_half_open < PEER_HALF_OPEN_MAX)
+		return;
+	DL_FOREACH (peers->conns, conn) { /* oldest first */
+		if (conn->dialed || conn->peer != NULL)
+			continue;
+		conn_fail(conn, -EBUSY, "%s: no hello, and others wait", conn->addr);
+		return;
+	}
+}
+
 static KVX_ON_LOOP void listen_take(struct kvx_peers *peers, int fd, const struct sockaddr *from)
 {
 	char text[KVX_PEER_ADDR_BYTES];
@@ -41,8 +57,9 @@ static KVX_ON_LOOP void listen_take(struct kvx_peers *peers, int fd, const struc
 	const int one = 1;
 
 	addr_format(from, text, sizeof(text));
+	listen_make_room(peers);
 	if (peers->n_accepted_half_open >= PEER_HALF_OPEN_MAX ||
-	    (!peers->conf.insecure && !addr_is_loopback(from)) ||
+	    (!peers_may_leave_node(peers) && !addr_is_loopback(from)) ||
 	    conn_create(peers, text, &conn) < 0) {
 		kvx_debug("peer: connection from %s turned away", text);
 		close(fd);
@@ -138,11 +155,11 @@ static KVX_ON_LOOP int listen_try(struct kvx_peers *peers, const struct addrinfo
 	int err = -EADDRNOTAVAIL;
 
 	for (const struct addrinfo *ai = res; ai != NULL; ai = ai->ai_next) {
-		if (!peers->conf.insecure && !addr_is_loopback(ai->ai_addr))
+		if (!peers_may_leave_node(peers) && !addr_is_loopback(ai->ai_addr))
 			return kvx_why(why, -EPERM,
-				       "peer.listen %s is not a loopback address: refused until "
-				       "peer authentication exists; use --insecure-peers on a "
-				       "trusted network",
+				       "peer.listen %s is not a loopback address: refused without "
+				       "authentication: set peer.secret_file (or peer.tls_*), or "
+				       "--insecure-peers on a trusted network",
 				       peers->conf.listen);
 		err = listen_bind(peers, ai);
 		if (err == 0)

@@ -6,11 +6,15 @@
  *   peer_conn.c     connections: dial, read, write, close
  *   peer_frame.c    frames to and from protobuf; which frame is whose
  *   peer_hello.c    hello, duplicate connections, heartbeats
- *   peer_lane.c     the lane: set-up, leases, tear-down, generations
- *   peer_remote.c   regions of the peer that we use: targets, their keys, withdrawal
+ *   peer_lanes.c    all lanes of a peer, one for each tenant, and news of their rails
+ *   peer_lane.c ... one lane: see peer_lane.h
+ *   peer_remote.c   regions of the peer that we use: targets, withdrawal
+ *   peer_keys.c     their keys, one for each leg of the lane
  *   peer_resolve.c  how a target is asked for and answered
+ *   peer_answer.c   regions of ours: what a peer that resolves one is answered
  *   peer_inbound.c  regions of ours that the peer uses: exports, transfers, withdrawal
  *   peer_calls.c    messages and pings
+ *   peer_rows.c     all of it, for people
  *
  * A peer acts in peer_step(), which runs from its timer only; everything else notes what happened
  * and wakes it. Only there is a peer freed, so that callbacks may call anything. */
@@ -34,6 +38,7 @@
 #include "proto/kvx_err.h"
 #include "proto/kvx_wire.h"
 #include "xfer/peer.h"
+#include "xfer/peer_lane.h"
 
 #define PEER_VERSION_MIN      1u
 #define PEER_VERSION_MAX      1u
@@ -44,7 +49,6 @@
 #define PEER_HELLO_NS         (5 * KVX_SEC)  /* connect and hello; all of a probe */
 #define PEER_HALF_OPEN_MAX    64u            /* accepted, before hello; and dialing */
 #define PEER_KEEP_NS          (60 * KVX_SEC) /* unused targets stay warm, lost peers wanted */
-#define PEER_POLL_NS          KVX_MS         /* waiting for batches to come back */
 #define PEER_TARGETS_IDLE_MAX 16384u
 #define PEER_INBOUND_MAX      262144u
 #define PEER_PLANES_MAX       4096u
@@ -88,6 +92,7 @@ struct peer_conn {
 	char try_text[KVX_WHY_BYTES];   /* why the newest address did not answer */
 	char addr[KVX_PEER_ADDR_BYTES]; /* what was dialed, or where it came from */
 	struct peer_sock *sock;
+	struct peer_tls *tls; /* NULL: nodes are not authenticated, or no socket yet */
 	struct peer_lookup *lookup;
 	struct addrinfo *addrs, *next_addr; /* what is left to try */
 	bool addrs_by_uv;
@@ -97,50 +102,6 @@ struct peer_conn {
 	uint64_t hello_sent_ns;
 	struct kvx_peer_call *probe_call;
 	struct peer_conn *prev, *next;
-};
-
-enum lane_phase {
-	LANE_IDLE,       /* no ep */
-	LANE_LISTENING,  /* waits for LISTEN */
-	LANE_OFFERED,    /* lower node id: waits for the answer */
-	LANE_CONNECTING, /* waits for CONNECT */
-	LANE_WAIT_UP,    /* waits for the other side's */
-	LANE_UP,
-	LANE_STOPPING, /* waits for LEASE 0: inbound is being stopped */
-	LANE_STOPPED,  /* waits until the other side has stopped, too */
-	LANE_FENCING,  /* waits for FENCE */
-	LANE_DRAINING, /* waits for what is in flight to come back */
-	LANE_CLOSING,  /* waits for RKEY_FREEs and EP_CLOSE */
-};
-
-struct peer_lane {
-	struct kvx_lane lane; /* what transfers see */
-	enum lane_phase phase;
-	struct kvx_ep *ep;
-	uint64_t wire_generation;             /* of the newest set-up, as PeerLane names it */
-	uint64_t last_offer;                  /* higher node id: newest offer of this epoch */
-	uint64_t offer_generation;            /* higher node id: an offer that waits; 0: none */
-	uint8_t addr[KVX_TRANSPORT_ADDR_MAX]; /* the other side's */
-	size_t addr_len;
-	bool own_up, remote_up;
-	bool remote_down;     /* the other side said LANE_DOWN of wire_generation */
-	bool announced;       /* the other side knows wire_generation */
-	bool told_down;       /* LANE_DOWN was sent on this connection */
-	bool down_wanted;     /* tear it down as soon as LISTEN is back */
-	bool remote_dead;     /* epoch of the other side is over: never send LANE_DOWN */
-	bool setup_busy;      /* cmd_setup is with the worker */
-	bool lease_busy;      /* cmd_lease is with the worker */
-	bool lease_zeroed;    /* LEASE 0 was done */
-	unsigned n_keys_busy; /* RKEY_* of this lane's targets with the worker */
-	int down_status;
-	char down_text[KVX_WHY_BYTES];
-	uint64_t lease_ns;      /* newest wanted */
-	uint64_t lease_sent_ns; /* newest submitted */
-	uint64_t setup_deadline_ns;
-	uint64_t stop_deadline_ns;
-	uint64_t retry_ns;
-	unsigned n_failed; /* set-ups in a row */
-	struct kvx_cmd cmd_setup, cmd_lease, cmd_down;
 };
 
 enum target_state {
@@ -153,13 +114,22 @@ enum target_state {
 
 struct target_key {
 	uint64_t region;
+	uint64_t tenant; /* who asks for it; this wide, so that there is no padding */
 	uint8_t token[KVX_TOKEN_BYTES];
+};
+
+/* A target's key for one leg. */
+struct peer_key {
+	struct peer_target *target;
+	const struct kvx_node_rail *rail;
+	struct kvx_cmd cmd;
 };
 
 /* A region of the peer. Owned by the peer; freed in remote_step() only. */
 struct peer_target {
 	struct kvx_target target; /* first: released by it */
 	struct kvx_peer *peer;
+	struct peer_lane *lane; /* of its tenant */
 	enum target_state state;
 	struct kvx_target **list; /* which of the peer's it is on; NULL: none */
 	struct target_key key;
@@ -167,12 +137,13 @@ struct peer_target {
 	uint64_t request_id;
 	uint64_t generation; /* of the lane, when it was asked */
 	bool known;          /* resolved once: target is filled */
-	bool key_busy;       /* cmd is with the worker */
 	bool fencing;        /* lost, and transfers of ours may not have ended */
 	bool withdrawing;    /* PEER_WITHDRAWN is owed */
 	uint64_t idle_ns;    /* nobody has used it since; 0: used */
 	struct kvx_resolve *waiters;
-	struct kvx_cmd cmd;
+	struct peer_key *keys; /* of the legs, in their order */
+	unsigned n_keys, n_keys_busy;
+	int key_status; /* of the first that could not be unpacked */
 	UT_hash_handle hh;
 };
 
@@ -184,23 +155,25 @@ struct kvx_peer {
 	char name[2 * KVX_NODE_ID_BYTES + 1];
 	char addr[KVX_PEER_ADDR_BYTES]; /* where to dial; "": unknown */
 	uint64_t epoch;                 /* of the newest hello; 0: none yet */
-	bool has_transport;             /* offers the transport of our peer worker */
-	uint64_t lease_ns;              /* agreed bound on silence */
-	struct peer_conn *conn;         /* after hello, or NULL */
-	struct peer_conn *dial;         /* before hello, or NULL */
+	const struct kvx_transport_ops *common[KVX_NODE_TRANSPORTS]; /* best first, as the side
+									with the lower node id
+									says */
+	unsigned n_common;
+	uint64_t lease_ns;      /* agreed bound on silence */
+	struct peer_conn *conn; /* after hello, or NULL */
+	struct peer_conn *dial; /* before hello, or NULL */
 	/* heartbeats */
 	uint64_t up_ns, last_rx_ns, rtt_ns;
-	uint64_t last_beat_ns;   /* newest receipt of a heartbeat or hello: their lease counts from
-				    before it */
-	uint64_t remote_safe_ns; /* after a loss: from then on nothing of ours lands there */
+	uint64_t last_beat_ns; /* newest receipt of a heartbeat or hello: their lease counts from
+				  before it */
 	uint64_t beat_due_ns, beat_seq, beat_echoed, beat_seen;
 	uint64_t beat_sent_ns[PEER_HEARTBEATS];
 	uint64_t lease_base_ns; /* sending of the newest own heartbeat that was answered; 0: none */
 	/* dialing */
 	unsigned n_failed;
 	uint64_t redial_ns;
-	uint64_t interest_ns; /* until then it is worth dialing */
-	struct peer_lane lane;
+	uint64_t interest_ns;                     /* until then it is worth dialing */
+	struct peer_lane *lanes[KVX_MAX_TENANTS]; /* one for each tenant of ours */
 	/* their regions */
 	struct peer_target *targets; /* hash of those that are not lost */
 	struct kvx_target *fresh;    /* TARGET_NEW */
@@ -214,7 +187,7 @@ struct kvx_peer {
 	struct peer_inbound *inbound; /* hash */
 	struct peer_inbound *dying;   /* of a lost connection: told after the inbound fence */
 	unsigned n_withdrawing;       /* exports that wait for PEER_WITHDRAWN */
-	bool fence_owed;              /* the connection is lost and inbound not yet stopped */
+	bool fence_owed; /* the peer was lost, and inbound of some lane not yet stopped */
 	bool stepping, woken;
 	struct kvx_timer timer;
 	char last_error[KVX_WHY_BYTES];
@@ -226,12 +199,12 @@ struct kvx_peers {
 	struct kvx_peers_conf conf;
 	char version[32];
 	char address[KVX_PEER_ADDR_BYTES]; /* advertised */
-	struct kvx_worker *worker;         /* NULL: no transport between nodes */
-	unsigned dom;
-	bool device_lost;
+	const char *tenants[KVX_MAX_TENANTS];
+	unsigned n_tenants;
 	struct kvx_peer *table; /* hash by node id */
 	struct peer_conn *conns;
-	struct peer_conn *dead; /* closed, to be freed by the kick */
+	struct peer_conn *dead;   /* closed, to be freed by the kick */
+	struct peer_tls_ctx *tls; /* NULL: nodes are not authenticated */
 	unsigned n_accepted_half_open, n_dialing;
 	unsigned n_handles; /* libuv handles and requests that are not closed */
 	struct peer_sock *listener;
@@ -267,6 +240,12 @@ bool peer_is_lower(const struct kvx_peer *peer); /* our node id is lower than th
 uint64_t peer_now(const struct kvx_peers *peers);
 uint64_t peer_backoff_ns(struct kvx_peers *peers, unsigned n_failed);
 void peers_kick(struct kvx_peers *peers);
+void peer_name(const uint8_t id[KVX_NODE_ID_BYTES], char out[2 * KVX_NODE_ID_BYTES + 1]);
+/* Other addresses than loopback may be used. */
+static inline bool peers_may_leave_node(const struct kvx_peers *peers)
+{
+	return peers->tls != NULL || peers->conf.insecure;
+}
 /* Copies text for people: cut, and without control characters. */
 void peer_text(char *dst, size_t size, const char *src);
 
@@ -318,55 +297,58 @@ int beat_on_frame(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON
 void beat_step(struct kvx_peer *peer) KVX_ON_LOOP; /* sends what is due, sees silence */
 uint64_t beat_next_ns(const struct kvx_peer *peer);
 
-/* peer_lane.c */
-void lane_lease(struct kvx_peer *peer, uint64_t lease_ns) KVX_ON_LOOP; /* 0: stop inbound */
-int lane_init(struct kvx_peer *peer) KVX_ON_LOOP;
-void lane_fini(struct kvx_peer *peer) KVX_ON_LOOP;
-void lane_on_conn(struct kvx_peer *peer, bool new_epoch) KVX_ON_LOOP;
-void lane_extend(struct kvx_peer *peer) KVX_ON_LOOP; /* lease_base_ns has grown */
-bool lane_is_idle(const struct kvx_peer *peer);
-bool lane_inbound_is_stopped(const struct kvx_peer *peer);
-void lane_step(struct kvx_peer *peer) KVX_ON_LOOP;
-uint64_t lane_next_ns(const struct kvx_peer *peer);
-const char *lane_state_name(const struct kvx_peer *peer);
-int lane_on_lane(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
-int lane_on_up(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
-int lane_on_down(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
-
-/* peer_lane_down.c */
-void lane_down(struct kvx_peer *peer, int status, const char *text) KVX_ON_LOOP;
-void lane_step_down(struct kvx_peer *peer) KVX_ON_LOOP;
-void lane_tell_down(struct kvx_peer *peer) KVX_ON_LOOP;
+/* peer_lanes.c: all lanes of a peer. */
+int lanes_create(struct kvx_peer *peer) KVX_ON_LOOP;
+void lanes_destroy(struct kvx_peer *peer) KVX_ON_LOOP; /* also after a failed create */
+/* The connection is lost: their transfers end once nothing of them lands any more, at the latest at
+ * safe_ns. */
+void lanes_lose(struct kvx_peer *peer, int status, const char *text, uint64_t safe_ns) KVX_ON_LOOP;
+bool lanes_are_idle(const struct kvx_peer *peer);
+bool lanes_inbound_is_stopped(const struct kvx_peer *peer);
+bool peers_have_transport(const struct kvx_peers *peers); /* with a device that can be used */
+void lanes_down(struct kvx_peer *peer, int status, const char *text) KVX_ON_LOOP;
 
 /* peer_remote.c */
-int target_create(struct kvx_peer *peer, const struct kvx_desc *desc, const struct target_key *key,
+int target_create(struct peer_lane *lane, const struct kvx_desc *desc, const struct target_key *key,
 		  struct peer_target **out_target) KVX_ON_LOOP;
 void target_move(struct peer_target *t, enum target_state state) KVX_ON_LOOP;
 void target_lose(struct peer_target *t, int status, const char *text) KVX_ON_LOOP;
 void target_abandon(struct peer_target *t) KVX_ON_LOOP; /* nobody waits for it any more */
-void target_key_cmd(struct peer_target *t, enum kvx_work_kind kind,
-		    kvx_cmd_done_cb done) KVX_ON_LOOP;
-struct peer_target *target_of_cmd(struct kvx_cmd *cmd) KVX_ON_LOOP; /* a key command is back */
 void remote_step(struct kvx_peer *peer) KVX_ON_LOOP;
 uint64_t remote_next_ns(const struct kvx_peer *peer);
 void remote_lose_all(struct kvx_peer *peer, int status, const char *text) KVX_ON_LOOP;
-void remote_fail_waiting(struct kvx_peer *peer, int status, const char *text) KVX_ON_LOOP;
+/* Fails resolves that wait for a lane, or for any. */
+void remote_fail_waiting(struct peer_lane *lane, int status, const char *text) KVX_ON_LOOP;
+void remote_fail_all_waiting(struct kvx_peer *peer, int status, const char *text) KVX_ON_LOOP;
 /* Fails resolves that wait for an epoch other than the peer's. */
 void remote_check_epoch(struct kvx_peer *peer) KVX_ON_LOOP;
 bool remote_is_wanted(const struct kvx_peer *peer); /* a resolve waits */
 unsigned remote_count(const struct kvx_peer *peer);
-bool remote_is_empty(const struct kvx_peer *peer);         /* lost ones included */
-void remote_stale_keys(struct kvx_peer *peer) KVX_ON_LOOP; /* the lane is down: resolve anew */
-void remote_free_keys(struct kvx_peer *peer) KVX_ON_LOOP;  /* before the ep is closed */
+bool remote_is_empty(const struct kvx_peer *peer);          /* lost ones included */
+void remote_stale_keys(struct peer_lane *lane) KVX_ON_LOOP; /* it is down: resolve anew */
+void remote_free_keys(struct peer_lane *lane) KVX_ON_LOOP;  /* before its eps are closed */
 int remote_on_withdraw(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
+
+/* peer_keys.c */
+/* One key for each live leg of the target's lane, from the owner's answer. -EPROTO, -ENOMEM. */
+int keys_unpack(struct peer_target *t, const Kvxp__PeerResolved *msg) KVX_ON_LOOP;
+bool keys_are_busy(const struct peer_target *t); /* with workers */
+bool keys_are_there(const struct peer_target *t);
+void keys_free(struct peer_target *t) KVX_ON_LOOP; /* no batch of ours uses them any more */
+void keys_fini(struct peer_target *t);             /* there are none */
 
 /* peer_resolve.c */
 void resolve_end_waiters(struct peer_target *t, int status, const char *text) KVX_ON_LOOP;
 void resolve_ask(struct peer_target *t) KVX_ON_LOOP;
 int resolve_on_resolved(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
+/* Its keys are unpacked, or one of them is not: key_status. */
+void resolve_on_keys(struct peer_target *t) KVX_ON_LOOP;
+
+/* peer_answer.c */
+int answer_on_resolve(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
 
 /* peer_inbound.c */
-int inbound_on_resolve(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
+int inbound_add_export(struct peer_lane *lane, uint64_t region) KVX_ON_LOOP; /* 0 or -ENOMEM */
 int inbound_on_release(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
 int inbound_on_withdrawn(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
 int inbound_on_open(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;

@@ -1,8 +1,8 @@
-/* Regions of a peer that clients here use: one target per (region, token), shared by all clients.
- * Targets outlive their users for a while (warm), follow the lane from generation to generation,
- * and are given up when the owner withdraws the region or the peer is lost. Loop thread; steps run
- * from peer_step(), and only there a target is freed. A withdrawal is answered only after every
- * transfer of ours to the region was fenced and its key is gone. */
+/* Regions of a peer that clients here use: one target per (region, token, tenant), shared by all
+ * clients of the tenant. Targets outlive their users for a while (warm), follow the lane from
+ * generation to generation, and are given up when the owner withdraws the region or the peer is
+ * lost. Loop thread; steps run from peer_step(), and only there a target is freed. A withdrawal is
+ * answered only after every transfer of ours to the region was fenced and its key is gone. */
 #include "xfer/peer_priv.h"
 
 #include <errno.h>
@@ -119,21 +119,23 @@ void target_lose(struct peer_target *t, int status, const char *text)
 	kvx_target_lose(&t->target, status, text);
 }
 
-int target_create(struct kvx_peer *peer, const struct kvx_desc *desc, const struct target_key *key,
+int target_create(struct peer_lane *lane, const struct kvx_desc *desc, const struct target_key *key,
 		  struct peer_target **out_target)
 {
+	struct kvx_peer *peer = lane->peer;
 	struct peer_target *t = calloc(1, sizeof(*t));
 
 	if (t == NULL)
 		return -ENOMEM;
 	t->peer = peer;
+	t->lane = lane;
 	t->key = *key;
 	t->epoch = desc->epoch;
 	t->target.region_id = desc->region;
 	memcpy(t->target.token, desc->token, KVX_TOKEN_BYTES);
 	t->target.peer = peer;
 	t->target.peer_name = peer->name;
-	t->target.lane = &peer->lane.lane;
+	t->target.lane = &lane->lane;
 	t->target.release = target_on_release;
 	HASH_ADD(hh, peer->targets, key, sizeof(t->key), t);
 	if (t->hh.tbl == NULL) {
@@ -155,71 +157,31 @@ bool remote_is_empty(const struct kvx_peer *peer)
 	return peer->targets == NULL && peer->leaving == NULL && peer->gone == NULL;
 }
 
-/* keys of the lane */
+/* keys of a lane */
 
-void target_key_cmd(struct peer_target *t, enum kvx_work_kind kind, kvx_cmd_done_cb done)
+/* Its eps are about to be closed. */
+void remote_free_keys(struct peer_lane *lane)
 {
-	struct kvx_peers *peers = t->peer->peers;
-
-	t->cmd.work.kind = kind;
-	t->cmd.done = done;
-	t->key_busy = true;
-	t->peer->lane.n_keys_busy++;
-	kvx_node_submit(peers->conf.node, peers->worker, &t->cmd);
-}
-
-struct peer_target *target_of_cmd(struct kvx_cmd *cmd)
-{
-	struct peer_target *t =
-	    (struct peer_target *)((char *)cmd - offsetof(struct peer_target, cmd));
-
-	KVX_CHECK_MAGIC(t->peer, PEER_MAGIC);
-	t->key_busy = false;
-	t->peer->lane.n_keys_busy--;
-	peer_wake(t->peer);
-	return t;
-}
-
-static KVX_ON_LOOP void free_on_done(struct kvx_cmd *cmd)
-{
-	target_of_cmd(cmd);
-}
-
-/* No batch of ours uses the key any more. */
-static KVX_ON_LOOP void target_free_key(struct peer_target *t)
-{
-	struct kvx_rkey **rkey = &t->target.rkey[t->peer->peers->dom];
-
-	if (*rkey == NULL)
-		return;
-	kvx_assert(!t->key_busy);
-	memset(&t->cmd, 0, sizeof(t->cmd));
-	t->cmd.rkey = *rkey;
-	*rkey = NULL;
-	t->target.lane_generation = 0;
-	target_key_cmd(t, KVX_CMD_RKEY_FREE, free_on_done);
-}
-
-/* The lane's ep is about to be closed. */
-void remote_free_keys(struct kvx_peer *peer)
-{
+	struct kvx_peer *peer = lane->peer;
 	struct peer_target *t, *tmp;
 	struct kvx_target *gone;
 
 	HASH_ITER (hh, peer->targets, t, tmp)
-		target_free_key(t);
+		if (t->lane == lane)
+			keys_free(t);
 	DL_FOREACH (peer->leaving, gone)
-		target_free_key((struct peer_target *)gone);
+		if (gone->lane == &lane->lane)
+			keys_free((struct peer_target *)gone);
 }
 
-/* The lane is down: everything has to be resolved anew on the next one. */
-void remote_stale_keys(struct kvx_peer *peer)
+/* It is down: everything has to be resolved anew on the next generation. */
+void remote_stale_keys(struct peer_lane *lane)
 {
 	struct peer_target *t, *tmp;
 
-	HASH_ITER (hh, peer->targets, t, tmp)
-		if (t->state != TARGET_UNPACKING)
-			target_move(t, TARGET_NEW); /* else when the worker is done with it */
+	HASH_ITER (hh, lane->peer->targets, t, tmp)
+		if (t->lane == lane && t->state != TARGET_UNPACKING)
+			target_move(t, TARGET_NEW); /* else when the workers are done with it */
 }
 
 /* withdrawal by the owner */
@@ -236,10 +198,20 @@ int remote_on_withdraw(struct kvx_peer *peer, const ProtobufCMessage *message)
 {
 	const Kvxp__PeerWithdraw *msg = (const Kvxp__PeerWithdraw *)message;
 	struct peer_target *t, *tmp;
+	struct kvx_target *leaving;
 	char text[KVX_WHY_BYTES];
 	bool wait = false;
 
 	peer_text(text, sizeof(text), msg->text[0] != '\0' ? msg->text : "the region is gone");
+	/* Lost with an earlier connection, and perhaps not yet fenced. */
+	DL_FOREACH (peer->leaving, leaving) {
+		t = (struct peer_target *)leaving;
+		if (t->key.region != msg->region || !t->known)
+			continue;
+		t->withdrawing = true;
+		wait = true;
+		peer_wake(peer);
+	}
 	HASH_ITER (hh, peer->targets, t, tmp) {
 		if (t->key.region != msg->region)
 			continue;
@@ -261,16 +233,16 @@ static KVX_ON_LOOP void target_step_leaving(struct peer_target *t)
 	struct kvx_peer *peer = t->peer;
 	struct kvx_xfers *xfers = kvx_node_xfers(peer->peers->conf.node);
 
-	if (t->key_busy)
+	if (keys_are_busy(t))
 		return;
 	if (t->fencing && kvx_xfers_cancel_target(xfers, &t->target, t->target.lost_status,
 						  "the region is gone") == 0)
 		target_set_fencing(t, false);
 	if (t->fencing)
 		return;
-	if (t->target.rkey[peer->peers->dom] != NULL) {
-		if (peer->lane.phase == LANE_UP)
-			target_free_key(t); /* else it is freed with the lane */
+	if (keys_are_there(t)) {
+		if (t->lane->phase == LANE_UP)
+			keys_free(t); /* else they are freed with the lane */
 		return;
 	}
 	if (t->withdrawing) {
@@ -282,6 +254,7 @@ static KVX_ON_LOOP void target_step_leaving(struct peer_target *t)
 		return;
 	}
 	target_list(t, NULL);
+	keys_fini(t);
 	kvx_layout_destroy(t->target.layout);
 	free(t);
 }
@@ -316,29 +289,36 @@ static KVX_ON_LOOP void remote_sweep(struct kvx_peer *peer)
 	}
 }
 
+/* It has no keys of an older generation, and the lane can tell of new ones. */
+static bool target_can_ask(const struct peer_target *t)
+{
+	return t->lane->phase == LANE_UP && t->generation != t->lane->lane.generation &&
+	       !keys_are_busy(t) && !keys_are_there(t);
+}
+
+static bool remote_can_release(const struct kvx_peer *peer)
+{
+	return peer->targets != NULL && peer->conn != NULL;
+}
+
 void remote_step(struct kvx_peer *peer)
 {
 	struct kvx_target *target, *next;
 
-	if (peer->conn != NULL && peer->lane.phase == LANE_UP) {
-		DL_FOREACH_SAFE (peer->fresh, target, next) {
-			struct peer_target *t = (struct peer_target *)target;
-
-			if (!t->key_busy && t->target.rkey[peer->peers->dom] == NULL &&
-			    t->generation != peer->lane.lane.generation)
-				resolve_ask(t);
-		}
-		remote_sweep(peer);
+	if (peer->conn != NULL) {
+		DL_FOREACH_SAFE (peer->fresh, target, next)
+			if (target_can_ask((struct peer_target *)target))
+				resolve_ask((struct peer_target *)target);
 	}
+	if (remote_can_release(peer))
+		remote_sweep(peer);
 	DL_FOREACH_SAFE (peer->leaving, target, next)
 		target_step_leaving((struct peer_target *)target);
 }
 
 uint64_t remote_next_ns(const struct kvx_peer *peer)
 {
-	bool sweeps = peer->targets != NULL && peer->conn != NULL && peer->lane.phase == LANE_UP;
-
-	return sweeps ? peer->sweep_ns : UINT64_MAX;
+	return remote_can_release(peer) ? peer->sweep_ns : UINT64_MAX;
 }
 
 bool remote_is_wanted(const struct kvx_peer *peer)
@@ -362,22 +342,26 @@ void remote_lose_all(struct kvx_peer *peer, int status, const char *text)
 		((struct peer_target *)gone)->withdrawing = false; /* who asked is gone, too */
 }
 
-static KVX_ON_LOOP void remote_fail_if(struct kvx_peer *peer, bool old_epoch, int status,
-				       const char *text)
+void remote_fail_waiting(struct peer_lane *lane, int status, const char *text)
 {
 	struct peer_target *t, *tmp;
 
-	HASH_ITER (hh, peer->targets, t, tmp)
-		if (t->waiters != NULL && (!old_epoch || t->epoch != peer->epoch))
+	HASH_ITER (hh, lane->peer->targets, t, tmp)
+		if (t->lane == lane && t->waiters != NULL)
 			target_lose(t, status, text);
 }
 
-void remote_fail_waiting(struct kvx_peer *peer, int status, const char *text)
+void remote_fail_all_waiting(struct kvx_peer *peer, int status, const char *text)
 {
-	remote_fail_if(peer, false, status, text);
+	for (unsigned i = 0; i < peer->peers->n_tenants; i++)
+		remote_fail_waiting(peer->lanes[i], status, text);
 }
 
 void remote_check_epoch(struct kvx_peer *peer)
 {
-	remote_fail_if(peer, true, -ESTALE, "descriptor of an earlier start of its daemon");
+	struct peer_target *t, *tmp;
+
+	HASH_ITER (hh, peer->targets, t, tmp)
+		if (t->waiters != NULL && t->epoch != peer->epoch)
+			target_lose(t, -ESTALE, "descriptor of an earlier start of its daemon");
 }

@@ -56,7 +56,7 @@ static KVX_ON_LOOP void resolve_time_out(struct kvx_resolve *resolve)
 
 	if (peer->conn == NULL)
 		stage = "no connection";
-	else if (peer->lane.phase != LANE_UP)
+	else if (resolve->target->lane->phase != LANE_UP)
 		stage = "connected, but no lane";
 	snprintf(text, sizeof(text), "peer %.8s at %.60s: %s in time%s%.100s", peer->name,
 		 peer->addr, stage, peer->last_error[0] != '\0' ? "; last error: " : "",
@@ -79,26 +79,21 @@ static void resolve_on_timer(struct kvx_timer *timer)
 		resolve_time_out(resolve);
 }
 
-static KVX_ON_LOOP void unpack_on_done(struct kvx_cmd *cmd)
+void resolve_on_keys(struct peer_target *t)
 {
-	struct peer_target *t = target_of_cmd(cmd);
-	struct kvx_peer *peer = t->peer;
-
-	if (cmd->status == 0)
-		t->target.rkey[peer->peers->dom] = cmd->rkey;
 	if (t->state == TARGET_LOST)
-		return; /* its key is freed by a step, or with the lane */
+		return; /* its keys are freed by a step, or with the lane */
 	kvx_assert(t->state == TARGET_UNPACKING);
 	target_move(t, TARGET_NEW);
-	if (t->generation != peer->lane.lane.generation)
-		return; /* the key belongs to a lane that is being torn down */
-	if (cmd->status < 0) {
-		target_lose(t, cmd->status, "the peer's key for the region cannot be used");
+	if (t->generation != t->lane->lane.generation)
+		return; /* the keys belong to a lane that is being torn down */
+	if (t->key_status < 0) {
+		target_lose(t, t->key_status, "the peer's key for the region cannot be used");
 		return;
 	}
 	target_move(t, TARGET_READY);
 	t->target.lane_generation = t->generation;
-	kvx_xfers_kick_target(kvx_node_xfers(peer->peers->conf.node), &t->target);
+	kvx_xfers_kick_target(kvx_node_xfers(t->peer->peers->conf.node), &t->target);
 	resolve_end_waiters(t, 0, "");
 }
 
@@ -110,13 +105,13 @@ void resolve_ask(struct peer_target *t)
 	Kvxp__PeerResolve msg = KVXP__PEER_RESOLVE__INIT;
 
 	target_move(t, TARGET_ASKED);
-	t->generation = peer->lane.lane.generation;
+	t->generation = t->lane->lane.generation;
 	t->request_id = ++peer->peers->next_request;
 	msg.request_id = t->request_id;
 	msg.region = t->key.region;
 	msg.token.data = t->key.token;
 	msg.token.len = KVX_TOKEN_BYTES;
-	msg.transport = (char *)peer->lane.lane.ops->name;
+	msg.generation = t->lane->wire_generation;
 	peer_send(peer, KVXP__PEER_FRAME_TYPE__PEER_RESOLVE, &msg);
 }
 
@@ -160,8 +155,7 @@ static int target_take(struct peer_target *t, const Kvxp__PeerResolved *msg, str
 	int err;
 
 	if (msg->len == 0 || msg->access == 0 ||
-	    (msg->access & ~(KVX_ACCESS_READ | KVX_ACCESS_WRITE)) != 0 || msg->rkey.len == 0 ||
-	    msg->rkey.len > KVX_TRANSPORT_MKEY_MAX)
+	    (msg->access & ~(KVX_ACCESS_READ | KVX_ACCESS_WRITE)) != 0)
 		return kvx_why(why, -EPROTO, "malformed answer of the region's daemon");
 	if (t->known) {
 		if (msg->len != t->target.len_bytes || msg->access != t->target.access)
@@ -202,7 +196,7 @@ int resolve_on_resolved(struct kvx_peer *peer, const ProtobufCMessage *message)
 	struct kvx_why why;
 	int err;
 
-	if (t == NULL || t->generation != peer->lane.lane.generation) {
+	if (t == NULL || t->generation != t->lane->lane.generation) {
 		peer->n_stale++;
 		return 0;
 	}
@@ -221,12 +215,11 @@ int resolve_on_resolved(struct kvx_peer *peer, const ProtobufCMessage *message)
 		target_lose(t, t->known ? -EOWNERDEAD : err, text);
 		return 0;
 	}
-	target_move(t, TARGET_UNPACKING);
-	memset(&t->cmd, 0, sizeof(t->cmd));
-	t->cmd.ep = peer->lane.ep;
-	t->cmd.len = msg->rkey.len;
-	memcpy(t->cmd.bytes, msg->rkey.data, msg->rkey.len);
-	target_key_cmd(t, KVX_CMD_RKEY_UNPACK, unpack_on_done);
+	err = keys_unpack(t, msg);
+	if (err < 0)
+		target_lose(t, err, "the region's daemon did not give a key for each rail");
+	else
+		target_move(t, TARGET_UNPACKING);
 	return 0;
 }
 
@@ -236,17 +229,17 @@ static KVX_ON_LOOP int resolve_find_peer(struct kvx_peers *peers, const struct k
 					 struct kvx_peer **out_peer, struct kvx_why *why)
 {
 	struct kvx_peer *peer;
-	const char *error;
 	int err;
 
 	if (peers->closing)
 		return kvx_why(why, -ESHUTDOWN, "the daemon is closing");
 	if (memcmp(desc->node_id, peers->conf.node_id, KVX_NODE_ID_BYTES) == 0)
 		return kvx_why(why, -EINVAL, "the descriptor is of this node");
-	if (peers->worker == NULL || peers->device_lost) {
-		error = kvx_node_peer_worker_error(peers->conf.node);
+	if (!peers_have_transport(peers)) {
+		const char *error = kvx_node_peer_error(peers->conf.node);
+
 		return kvx_why(why, -ENETUNREACH, "no transport between nodes here: %s",
-			       peers->device_lost ? "it was lost" : error);
+			       error[0] != '\0' ? error : "every device was lost");
 	}
 	err = peer_get(peers, desc->node_id, desc->addr, &peer, why);
 	if (err < 0)
@@ -259,31 +252,36 @@ static KVX_ON_LOOP int resolve_find_peer(struct kvx_peers *peers, const struct k
 		    "the region's node does not listen for peers: set peer.listen there");
 	if (peer->conn != NULL && desc->epoch != peer->epoch)
 		return kvx_why(why, -ESTALE, "descriptor of an earlier start of its daemon");
-	if (peer->conn != NULL && !peer->has_transport)
+	if (peer->conn != NULL && peer->n_common == 0)
 		return kvx_why(why, -ENETUNREACH, "the two nodes have no transport in common");
 	*out_peer = peer;
 	return 0;
 }
 
-static KVX_ON_LOOP int resolve_find_target(struct kvx_peer *peer, const struct kvx_desc *desc,
+static KVX_ON_LOOP int resolve_find_target(struct peer_lane *lane, const struct kvx_desc *desc,
 					   struct peer_target **out_target, struct kvx_why *why)
 {
-	struct target_key key = {.region = desc->region};
+	struct target_key key = {.region = desc->region, .tenant = lane->tenant};
+	struct kvx_peer *peer = lane->peer;
 	struct peer_target *t;
+
+	if (peer->conn != NULL && !lane->common)
+		return kvx_why(why, -EACCES, "the region's node does not have the tenant %s",
+			       lane_tenant_name(lane));
 
 	memcpy(key.token, desc->token, KVX_TOKEN_BYTES);
 	HASH_FIND(hh, peer->targets, &key, sizeof(key), t);
 	if (t != NULL && t->epoch != desc->epoch)
 		return kvx_why(why, -ESTALE, "descriptor of an earlier start of its daemon");
-	if (t == NULL && target_create(peer, desc, &key, &t) < 0)
+	if (t == NULL && target_create(lane, desc, &key, &t) < 0)
 		return kvx_why(why, -ENOMEM, "out of memory");
 	*out_target = t;
 	return 0;
 }
 
-int kvx_peers_resolve(struct kvx_peers *peers, const struct kvx_desc *desc, uint64_t timeout_ns,
-		      kvx_resolve_cb cb, void *arg, struct kvx_resolve **out_resolve,
-		      struct kvx_why *why)
+int kvx_peers_resolve(struct kvx_peers *peers, const struct kvx_desc *desc, uint32_t tenant,
+		      uint64_t timeout_ns, kvx_resolve_cb cb, void *arg,
+		      struct kvx_resolve **out_resolve, struct kvx_why *why)
 {
 	struct kvx_resolve *resolve;
 	struct peer_target *t = NULL;
@@ -292,7 +290,8 @@ int kvx_peers_resolve(struct kvx_peers *peers, const struct kvx_desc *desc, uint
 
 	if (err < 0)
 		return err;
-	err = resolve_find_target(peer, desc, &t, why);
+	kvx_assert(tenant < peers->n_tenants);
+	err = resolve_find_target(peer->lanes[tenant], desc, &t, why);
 	if (err < 0)
 		return err;
 	resolve = calloc(1, sizeof(*resolve));

@@ -33,6 +33,7 @@ struct plan_ops {
 
 struct plan_seg {
 	struct plan_seg *next;
+	size_t alloc_bytes; /* of the whole segment */
 	bool is_ops;
 	union {
 		struct plan_blocks blocks;
@@ -46,6 +47,7 @@ struct kvx_plan {
 	struct plan_seg *head, *tail;
 	struct kvx_span run; /* being merged; len 0: none */
 	uint64_t bytes, pieces, given_bytes;
+	uint64_t list_bytes;
 };
 
 int kvx_plan_create(const struct kvx_plan_side *local, const struct kvx_plan_side *remote,
@@ -77,6 +79,7 @@ static int plan_append(struct kvx_plan *plan, struct plan_seg *seg, uint64_t byt
 {
 	plan->bytes += bytes;
 	plan->pieces += pieces;
+	plan->list_bytes += seg->alloc_bytes;
 	seg->next = NULL;
 	if (plan->head == NULL)
 		plan->head = seg;
@@ -259,11 +262,13 @@ int kvx_plan_add_blocks(struct kvx_plan *plan, const struct kvx_block_list *list
 	if (rc != 0)
 		return rc;
 	size_t ids_bytes = (size_t)list->n_blocks * sizeof(uint32_t);
-	struct plan_seg *seg = malloc(sizeof(*seg) + 2 * ids_bytes);
+	size_t alloc_bytes = sizeof(struct plan_seg) + 2 * ids_bytes;
+	struct plan_seg *seg = malloc(alloc_bytes);
 	if (seg == NULL)
 		return kvx_why(why, -ENOMEM, "no memory for %" PRIu32 " block ids", list->n_blocks);
 	struct plan_blocks *b = &seg->blocks;
 	uint32_t *ids = (uint32_t *)seg->data;
+	seg->alloc_bytes = alloc_bytes;
 	seg->is_ops = false;
 	memset(b, 0, sizeof(*b));
 	memcpy(ids, list->local_blocks, ids_bytes);
@@ -327,12 +332,14 @@ int kvx_plan_add_ops(struct kvx_plan *plan, const struct kvx_op_list *list, stru
 	if (rc != 0)
 		return rc;
 	size_t n = list->n_ops;
-	struct plan_seg *seg = malloc(sizeof(*seg) + (2 * n + list->n_lens) * sizeof(uint64_t));
+	size_t alloc_bytes = sizeof(struct plan_seg) + (2 * n + list->n_lens) * sizeof(uint64_t);
+	struct plan_seg *seg = malloc(alloc_bytes);
 	if (seg == NULL)
 		return kvx_why(why, -ENOMEM, "no memory for %" PRIu32 " ops", list->n_ops);
 	memcpy(seg->data, list->local_offsets, n * sizeof(uint64_t));
 	memcpy(seg->data + n, list->remote_offsets, n * sizeof(uint64_t));
 	memcpy(seg->data + 2 * n, list->lens, list->n_lens * sizeof(uint64_t));
+	seg->alloc_bytes = alloc_bytes;
 	seg->is_ops = true;
 	seg->ops = (struct plan_ops){
 	    .n_ops = list->n_ops,
@@ -437,6 +444,7 @@ unsigned kvx_plan_next(struct kvx_plan *plan, uint64_t max_span, uint64_t max_by
 			continue; /* there is more of the run to give out first */
 		if (!seg_advance(plan, seg)) {
 			plan->head = seg->next;
+			plan->list_bytes -= seg->alloc_bytes;
 			free(seg);
 		}
 	}
@@ -461,6 +469,11 @@ uint64_t kvx_plan_bytes(const struct kvx_plan *plan)
 uint64_t kvx_plan_backlog(const struct kvx_plan *plan)
 {
 	return plan->bytes - plan->given_bytes;
+}
+
+uint64_t kvx_plan_list_bytes(const struct kvx_plan *plan)
+{
+	return plan->list_bytes;
 }
 
 uint64_t kvx_plan_pieces(const struct kvx_plan *plan)

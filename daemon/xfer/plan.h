@@ -58,8 +58,9 @@ int kvx_plan_add_ops(struct kvx_plan *plan, const struct kvx_op_list *list, stru
 unsigned kvx_plan_next(struct kvx_plan *plan, uint64_t max_span, uint64_t max_bytes,
 		       struct kvx_span *out_spans, unsigned max);
 bool kvx_plan_is_drained(const struct kvx_plan *plan);
-uint64_t kvx_plan_bytes(const struct kvx_plan *plan);   /* added so far */
-uint64_t kvx_plan_backlog(const struct kvx_plan *plan); /* of them, not given out yet */
+uint64_t kvx_plan_bytes(const struct kvx_plan *plan);      /* added so far */
+uint64_t kvx_plan_backlog(const struct kvx_plan *plan);    /* of them, not given out yet */
+uint64_t kvx_plan_list_bytes(const struct kvx_plan *plan); /* memory of lists not walked yet */
 uint64_t kvx_plan_pieces(
     const struct kvx_plan *plan); /* contiguous pieces asked for so far, before merging */
 

@@ -36,8 +36,11 @@ struct kvx_sched {
 	struct kvx_scheds *all;
 	struct kvx_lane *lane;
 	struct kvx_sched_flow *by_id;
-	struct kvx_sched_flow *turns; /* circular: the head is whose turn it is */
-	struct sched_batch *unsent;   /* filled, but the worker's ring was full */
+	struct kvx_sched_flow *turns;      /* circular: the head is whose turn it is */
+	struct sched_batch *unsent;        /* filled, but the worker's ring was full */
+	struct kvx_work *held, *held_last; /* failed batches that are kept back */
+	void (*on_held)(void *arg);        /* NULL: none are */
+	void *on_held_arg;
 	unsigned n_queued, n_in_flight;
 	bool awake; /* in all->awake */
 	struct kvx_sched *prev, *next;
@@ -264,7 +267,7 @@ static uint64_t batch_bytes(const struct kvx_sched *sched, const struct kvx_outl
 	return share < bytes ? share : bytes;
 }
 
-static void sched_on_batch(struct kvx_batch *batch)
+static void batch_deliver(struct kvx_batch *batch)
 {
 	struct sched_batch *b = (struct sched_batch *)batch;
 	struct kvx_sched *sched = b->sched;
@@ -283,6 +286,37 @@ static void sched_on_batch(struct kvx_batch *batch)
 	sched_wake(sched);
 	item->ops->batch_done(item, batch);
 	kvx_pool_put(sched->all->batches, b);
+}
+
+static void sched_on_batch(struct kvx_batch *batch)
+{
+	struct kvx_sched *sched = ((struct sched_batch *)batch)->sched;
+	if (batch->status == 0 || sched->on_held == NULL) {
+		batch_deliver(batch);
+		return;
+	}
+	batch->work.next = NULL;
+	if (sched->held == NULL)
+		sched->held = &batch->work;
+	else
+		sched->held_last->next = &batch->work;
+	sched->held_last = &batch->work;
+	sched->on_held(sched->on_held_arg);
+}
+
+void kvx_sched_hold(struct kvx_sched *sched, void (*held)(void *arg), void *arg)
+{
+	sched->on_held = held;
+	sched->on_held_arg = arg;
+}
+
+void kvx_sched_release(struct kvx_sched *sched)
+{
+	while (sched->held != NULL) {
+		struct kvx_work *work = sched->held;
+		sched->held = work->next;
+		batch_deliver((struct kvx_batch *)(void *)work);
+	}
 }
 
 /* Runs the inline worker until it has nothing more to do: its batch is normally over then. */

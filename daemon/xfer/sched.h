@@ -5,7 +5,7 @@
  * take turns with it. A lane that is not UP is left alone: its items wait. Loop thread.
  *
  * Nothing happens but in kvx_scheds_pump(): enqueue and remove only note. batch_done() runs from
- * there (batches of the inline outlet) and from kvx_worker_drain(). */
+ * there (batches of the inline outlet), from kvx_worker_drain() and from kvx_sched_release(). */
 #ifndef KVX_SCHED_H
 #define KVX_SCHED_H
 
@@ -65,6 +65,12 @@ int kvx_sched_enqueue(struct kvx_sched *sched, struct kvx_sched_item *item) KVX_
 void kvx_sched_remove(struct kvx_sched_item *item) KVX_ON_LOOP;
 /* "There may be something to do": after the lane came up or got new outlets. Then pumps all. */
 void kvx_sched_pump(struct kvx_sched *sched) KVX_ON_LOOP;
+/* For lanes to other nodes: a batch that failed is kept back (in flight, for all that others see)
+ * until kvx_sched_release(), and held runs when one is, so that whoever owns the lane can first
+ * make sure that nothing of it lands any more. */
+void kvx_sched_hold(struct kvx_sched *sched, void (*held)(void *arg), void *arg);
+/* Gives back what was kept: batch_done() runs from here. */
+void kvx_sched_release(struct kvx_sched *sched) KVX_ON_LOOP;
 unsigned kvx_sched_queued(const struct kvx_sched *sched) KVX_ON_LOOP;
 unsigned kvx_sched_in_flight(const struct kvx_sched *sched) KVX_ON_LOOP;
 

@@ -38,8 +38,13 @@ static unsigned xfer_pull(struct kvx_sched_item *item, const struct kvx_outlet *
 	const struct kvx_target *target = xfer->target;
 	struct kvx_span spans[KVX_BATCH_OPS];
 	uint64_t bytes = 0;
-	if (target->lane_generation != xfer->lane->generation)
+	if (target->lane_generation != xfer->lane->generation || xfer->retrying)
 		return 0; /* until kvx_xfers_kick_target() */
+	if (xfer->required != NULL && xfer->required != xfer->lane->ops) {
+		xfer_fail_status(xfer, -ENETUNREACH,
+				 "the lane now goes by another transport than the required one");
+		return 0;
+	}
 	const struct kvx_reg *reg = xfer->region->reg[outlet->dom_index];
 	struct kvx_rkey *rkey = target->rkey[outlet->dom_index];
 	if (reg == NULL || rkey == NULL) {
@@ -51,8 +56,11 @@ static unsigned xfer_pull(struct kvx_sched_item *item, const struct kvx_outlet *
 	xfer_tell_open(xfer);
 	if (xfer->sm.state == XFER_ENDING)
 		return 0;
-	unsigned n = kvx_plan_next(xfer->plan, kvx_worker_limits(outlet->worker)->max_op_bytes,
-				   max_bytes, spans, max < KVX_BATCH_OPS ? max : KVX_BATCH_OPS);
+	uint64_t max_span = kvx_worker_limits(outlet->worker)->max_op_bytes;
+	if (max > KVX_BATCH_OPS)
+		max = KVX_BATCH_OPS;
+	unsigned n = xfer->retry.n > 0 ? xfer_retry_next(xfer, max_span, max_bytes, spans, max)
+				       : kvx_plan_next(xfer->plan, max_span, max_bytes, spans, max);
 	for (unsigned i = 0; i < n; i++) {
 		ops[i].local = reg->mr;
 		ops[i].remote = rkey;
@@ -63,7 +71,9 @@ static unsigned xfer_pull(struct kvx_sched_item *item, const struct kvx_outlet *
 		ops[i].flags = 0;
 		bytes += spans[i].len_bytes;
 	}
+	xfers_count_lists(xfer);
 	xfer->n_ops += n;
+	xfer->transport = xfer->lane->ops->name;
 	*out_bytes = bytes;
 	return n;
 }
@@ -78,8 +88,9 @@ static void xfer_batch_done(struct kvx_sched_item *item, const struct kvx_batch 
 		xfer->last_ns = batch->last_ns;
 	if (batch->status == 0)
 		xfer->bytes_done += batch->bytes;
-	else
+	else if (!xfer_retry_keep(xfer, batch))
 		xfer_fail_batch(xfer, batch);
+	xfer_retry_back(xfer);
 	xfer_settle(xfer);
 }
 
@@ -87,7 +98,7 @@ static uint64_t xfer_backlog(const struct kvx_sched_item *item)
 {
 	const struct kvx_xfer *xfer =
 	    (const struct kvx_xfer *)((const char *)item - offsetof(struct kvx_xfer, item));
-	return kvx_plan_backlog(xfer->plan);
+	return xfer->retry.bytes + kvx_plan_backlog(xfer->plan);
 }
 
 static const struct kvx_sched_ops xfer_sched_ops = {
@@ -199,6 +210,8 @@ static int xfer_make(struct kvx_xfers *all, const struct kvx_xfer_req *req,
 	xfer->region = req->region;
 	xfer->target = req->target;
 	xfer->lane = req->target->lane;
+	xfer->required = req->require != NULL && req->require[0] != '\0' ? xfer->lane->ops : NULL;
+	xfer->transport = "";
 	xfer->submit_ns = kvx_timers_now(all->conf.timers);
 	xfer->deadline_ns =
 	    req->deadline_ns != 0 ? req->deadline_ns : all->conf.default_deadline_ns;
@@ -241,6 +254,7 @@ static KVX_ON_LOOP int xfer_start(struct kvx_xfers *all, struct kvx_xfer *xfer)
 	rc = kvx_sched_enqueue(xfer->lane->sched, &xfer->item);
 	if (rc != 0)
 		goto err_unlink;
+	xfers_count_lists(xfer);
 	xfer->uid = ++all->next_uid;
 	kvx_target_ref(xfer->target);
 	xfer->region->n_users++;
@@ -296,6 +310,7 @@ int kvx_xfer_append(struct kvx_xfer *xfer, const struct kvx_block_list *blocks,
 	else
 		rc = plan_add(xfer->plan, blocks, ops, said);
 	if (rc == 0) {
+		xfers_count_lists(xfer);
 		rc = kvx_sched_enqueue(xfer->lane->sched, &xfer->item);
 		if (rc != 0)
 			kvx_why(said, rc, "no memory to queue the transfer again");

@@ -3,8 +3,7 @@
  * A transfer is submitted with both of its sides resolved; it is planned lazily, scheduled on its
  * target's lane, and ends when the last batch came back (the fence of the normal case), or, after a
  * failure, a cancel or its deadline, when everything that was in flight has come back or the lane
- * was torn down. Retry and reroute would live here and only here; today nothing is retried: a
- * failure is told.
+ * was torn down. Retry lives here and only here: see xfer_retry.c; it is counted and shown.
  *
  * Who is told: the submitter through on_terminal, exactly once and last; the remote engine through
  * the target: on the same node on_arrival, on another node remote_open and remote_end of the peer
@@ -78,6 +77,8 @@ struct kvx_xfers_conf {
 	uint64_t default_deadline_ns;
 	uint64_t fence_bound_ns; /* after a failure or cancel: how long to wait for what is in
 				    flight before lane_reset */
+	unsigned lane_retries;   /* how often a transfer may go on with another generation of its
+				    lane after it had ops in flight on one that was torn down */
 	unsigned history;        /* ended transfers kept for kvxferctl */
 	void *arg;               /* for on_terminal and on_arrival */
 	void (*on_terminal)(void *arg, const struct kvx_xfer_end *end);
@@ -140,6 +141,12 @@ unsigned kvx_xfers_cancel_target(struct kvx_xfers *xfers, const struct kvx_targe
 				 int status, const char *text) KVX_ON_LOOP;
 unsigned kvx_xfers_cancel_lane(struct kvx_xfers *xfers, const struct kvx_lane *lane, int status,
 			       const char *text) KVX_ON_LOOP;
+/* The lane's generation is being torn down (state no longer UP, generation counted up): transfers
+ * with ops in flight go on with the next generation where that is safe, else they fail; the others
+ * just wait for it. Returns how many failed. Whoever brings the lane up again calls
+ * kvx_xfers_kick_target() for its targets; who gives it up cancels its transfers. */
+unsigned kvx_xfers_fail_lane(struct kvx_xfers *xfers, const struct kvx_lane *lane, int status,
+			     int vendor_code, const char *text) KVX_ON_LOOP;
 /* Somebody who waits for transfers to be over: `ended` runs from the pump after transfers have
  * ended (once for several), until unwatched; ask cancel_*() again there. It may unwatch itself. */
 struct kvx_xfers_watch {
@@ -155,22 +162,30 @@ void kvx_xfers_kick_target(struct kvx_xfers *xfers, const struct kvx_target *tar
 void kvx_xfers_pump(struct kvx_xfers *xfers) KVX_ON_LOOP;
 unsigned kvx_xfers_count(const struct kvx_xfers *xfers) KVX_ON_LOOP;
 unsigned kvx_xfers_count_client(const struct kvx_xfers *xfers, uint64_t client) KVX_ON_LOOP;
+/* Memory of the lists of a client's unfinished transfers that have not been walked yet. */
+uint64_t kvx_xfers_list_bytes(const struct kvx_xfers *xfers, uint64_t client) KVX_ON_LOOP;
 
-/* For kvxferctl: one row per live transfer, then per ended one, newest first. */
+/* For kvxferctl: one row per live transfer, then per ended or refused one, newest first. */
 struct kvx_xfer_row {
 	struct kvx_xfer_end end; /* status: 1 while it runs */
 	uint64_t region;
 	uint64_t remote_region;
 	const char *peer;  /* "" on the same node */
-	const char *state; /* "open", "running", "ending", "ended" */
+	uint32_t tenant;
+	const char *state; /* "open", "running", "ending", "ended", "refused" */
 	uint64_t bytes_planned;
 	uint64_t pieces;
+	unsigned retries; /* by further generations of its lane */
 };
+/* A submit that was refused is remembered, as far as row tells of it; those that ran keep their own
+ * places in the history. row->state is set. */
+void kvx_xfers_refused(struct kvx_xfers *xfers, const struct kvx_xfer_row *row) KVX_ON_LOOP;
 void kvx_xfers_walk(const struct kvx_xfers *xfers,
 		    void (*cb)(void *arg, const struct kvx_xfer_row *row), void *arg) KVX_ON_LOOP;
 
 struct kvx_xfers_stats {
 	uint64_t accepted, refused, ok, failed, cancelled, deadline;
+	uint64_t retries; /* of transfers whose lane was torn down under them */
 	uint64_t bytes_ok, pieces, ops;
 	struct kvx_hist latency_ns; /* submit to end, OK only */
 	struct kvx_hist queue_ns;   /* submit to first op */

@@ -87,7 +87,7 @@ void xfer_fail_batch(struct kvx_xfer *xfer, const struct kvx_batch *batch)
 	if (batch->status == -ECANCELED) {
 		/* Not by the submitter: somebody else's failure took the lane down. */
 		kvx_why(&why, 0, "the %s lane was reset while ops were in flight%s%s",
-			xfer->lane->ops->name, said[0] != '\0' ? ": " : "", said);
+			xfer->transport, said[0] != '\0' ? ": " : "", said);
 	} else if (batch->status == -EFAULT) {
 		kvx_why(&why, 0,
 			"memory of region %" PRIu64 " or of the remote region %" PRIu64
@@ -95,7 +95,7 @@ void xfer_fail_batch(struct kvx_xfer *xfer, const struct kvx_batch *batch)
 			xfer->region->id, xfer->target->region_id, said[0] != '\0' ? ": " : "",
 			said);
 	} else {
-		kvx_why(&why, 0, "%s: %s%s%s", xfer->lane->ops->name, strerror(-batch->status),
+		kvx_why(&why, 0, "%s: %s%s%s", xfer->transport, strerror(-batch->status),
 			said[0] != '\0' ? ": " : "", said);
 	}
 	failure.scope = kvx_status_scope(kvx_status_from_errno(failure.status));
@@ -122,8 +122,8 @@ void xfer_settle(struct kvx_xfer *xfer)
 	struct kvx_xfers *all = xfer->all;
 	if (xfer->is_done || xfer->item.n_in_flight > 0)
 		return;
-	if (xfer->sm.state != XFER_ENDING &&
-	    (xfer->sm.state != XFER_RUNNING || !kvx_plan_is_drained(xfer->plan)))
+	if (xfer->sm.state != XFER_ENDING && (xfer->sm.state != XFER_RUNNING || xfer->retry.n > 0 ||
+					      !kvx_plan_is_drained(xfer->plan)))
 		return;
 	xfer->is_done = true;
 	kvx_timer_stop(all->conf.timers, &xfer->timer);
@@ -158,7 +158,7 @@ static void end_fill(const struct kvx_xfer *xfer, struct kvx_xfer_end *end)
 	    .vendor_code = xfer->vendor_code,
 	    .text = xfer->why.text,
 	    .bytes = xfer->bytes_done,
-	    .transport = xfer->n_ops > 0 ? xfer->lane->ops->name : "",
+	    .transport = xfer->transport,
 	    .submit_ns = xfer->submit_ns,
 	    .first_ns = xfer->first_ns,
 	    .last_ns = xfer->last_ns,
@@ -218,6 +218,7 @@ static KVX_ON_LOOP void xfer_finish(struct kvx_xfer *xfer)
 	kvx_target_unref(xfer->target);
 	kvx_plan_destroy(xfer->plan);
 	free(xfer->payload);
+	free(xfer->retry.spans);
 	xfer->magic = 0;
 	free(xfer);
 }

@@ -1,5 +1,6 @@
 /* Transfers, inside: shared by xfer.c (from submit to the last op), xfer_end.c (from the first
- * failure or the last completion to the terminal event) and xfer_table.c (all of them). */
+ * failure or the last completion to the terminal event), xfer_retry.c (a lane torn down under it)
+ * and xfer_table.c (all of them). */
 #ifndef KVX_XFER_PRIV_H
 #define KVX_XFER_PRIV_H
 
@@ -22,8 +23,16 @@ enum xfer_state {
 struct xfer_owner {
 	uint64_t client;
 	unsigned n;
+	uint64_t list_bytes;    /* of its transfers' plans */
 	struct kvx_xfer *xfers; /* by owner_prev/next */
 	UT_hash_handle hh;
+};
+
+/* Pieces that are to be sent again on the next generation of the lane. */
+struct xfer_retry {
+	struct kvx_span *spans;
+	unsigned n, at, room;
+	uint64_t bytes; /* of those not given out yet */
 };
 
 /* One accepted transfer. Owned by kvx_xfers, loop thread; workers see only its batches. */
@@ -41,11 +50,17 @@ struct kvx_xfer {
 	struct kvx_target *target;
 	struct kvx_lane *lane;
 	struct kvx_plan *plan;
+	uint64_t list_bytes; /* of the plan, as its owner's sum has it */
 	void *payload;
 	uint32_t payload_bytes;
 	bool told_open; /* remote_open ran */
 	bool is_done;   /* in all->done */
-	int status;     /* of the first failure */
+	bool retrying;  /* its lane is being torn down, batches in flight come back */
+	unsigned n_retries;
+	struct xfer_retry retry;
+	const struct kvx_transport_ops *required; /* NULL: any */
+	const char *transport;                    /* of its newest op; "" before the first */
+	int status;                               /* of the first failure */
 	enum kvx_scope scope;
 	int vendor_code;
 	struct kvx_why why;
@@ -57,11 +72,15 @@ struct kvx_xfer {
 	struct kvx_xfer *done_next;
 };
 
-/* An ended transfer, for people. */
+/* An ended or refused transfer, for people. */
 struct xfer_past {
 	struct kvx_xfer_row row;
 	char text[KVX_WHY_BYTES];
 	char peer[33];
+};
+struct xfer_ring {
+	struct xfer_past *rows; /* conf.history of them */
+	unsigned n, at;         /* in use; the next one to be written */
 };
 
 struct kvx_xfers {
@@ -73,8 +92,7 @@ struct kvx_xfers {
 	struct kvx_xfer *done, *done_last; /* over, not told yet */
 	bool pumping;
 	struct kvx_xfers_watch *watches, *next_told;
-	struct xfer_past *past; /* ring of conf.history */
-	unsigned n_past, past_at;
+	struct xfer_ring past, refused;
 	struct kvx_xfers_stats stats;
 };
 
@@ -94,9 +112,19 @@ void xfer_settle(struct kvx_xfer *xfer) KVX_ON_LOOP;
 void xfer_on_deadline(struct kvx_timer *timer);
 void xfer_tell_open(struct kvx_xfer *xfer);
 
+/* xfer_retry.c */
+/* A batch that failed while its lane is torn down: keeps its ops for the next generation. false:
+ * the transfer has to fail. */
+bool xfer_retry_keep(struct kvx_xfer *xfer, const struct kvx_batch *batch);
+void xfer_retry_back(struct kvx_xfer *xfer); /* a batch is back */
+/* As kvx_plan_next(), of what was kept. */
+unsigned xfer_retry_next(struct kvx_xfer *xfer, uint64_t max_span, uint64_t max_bytes,
+			 struct kvx_span *spans, unsigned max);
+
 /* xfer_table.c */
 int xfers_link(struct kvx_xfers *all, struct kvx_xfer *xfer); /* 0 or -ENOMEM */
 void xfers_unlink(struct kvx_xfers *all, struct kvx_xfer *xfer);
+void xfers_count_lists(struct kvx_xfer *xfer); /* the plan has taken or walked lists */
 void xfers_remember(struct kvx_xfers *all, const struct kvx_xfer *xfer,
 		    const struct kvx_xfer_end *end);
 void xfers_count_end(struct kvx_xfers *all, const struct kvx_xfer *xfer,

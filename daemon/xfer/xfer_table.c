@@ -1,6 +1,7 @@
 /* All transfers: the table, the counts per client, cancelling by client, region, target and lane,
  * who waits for ends, the ring of ended ones and the numbers. Loop thread. */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <utlist.h>
@@ -15,9 +16,10 @@ int kvx_xfers_create(const struct kvx_xfers_conf *conf, struct kvx_xfers **out_x
 		return -ENOMEM;
 	all->conf = *conf;
 	if (conf->history > 0) {
-		all->past = calloc(conf->history, sizeof(*all->past));
-		if (all->past == NULL) {
-			free(all);
+		all->past.rows = calloc(conf->history, sizeof(*all->past.rows));
+		all->refused.rows = calloc(conf->history, sizeof(*all->refused.rows));
+		if (all->past.rows == NULL || all->refused.rows == NULL) {
+			kvx_xfers_destroy(all);
 			return -ENOMEM;
 		}
 	}
@@ -30,7 +32,8 @@ void kvx_xfers_destroy(struct kvx_xfers *all)
 	if (all == NULL)
 		return;
 	kvx_assert(all->n_live == 0 && all->done == NULL && all->watches == NULL);
-	free(all->past);
+	free(all->past.rows);
+	free(all->refused.rows);
 	free(all);
 }
 
@@ -75,6 +78,7 @@ int xfers_link(struct kvx_xfers *all, struct kvx_xfer *xfer)
 void xfers_unlink(struct kvx_xfers *all, struct kvx_xfer *xfer)
 {
 	struct xfer_owner *owner = xfer->owner;
+	owner->list_bytes -= xfer->list_bytes;
 	DL_DELETE2(owner->xfers, xfer, owner_prev, owner_next);
 	DL_DELETE(all->live, xfer);
 	all->n_live--;
@@ -82,6 +86,13 @@ void xfers_unlink(struct kvx_xfers *all, struct kvx_xfer *xfer)
 		return;
 	HASH_DELETE(hh, all->owners, owner);
 	free(owner);
+}
+
+void xfers_count_lists(struct kvx_xfer *xfer)
+{
+	uint64_t now = kvx_plan_list_bytes(xfer->plan);
+	xfer->owner->list_bytes += now - xfer->list_bytes;
+	xfer->list_bytes = now;
 }
 
 unsigned kvx_xfers_cancel_client(struct kvx_xfers *all, uint64_t client, int status,
@@ -178,6 +189,12 @@ unsigned kvx_xfers_count_client(const struct kvx_xfers *all, uint64_t client)
 	return owner == NULL ? 0 : owner->n;
 }
 
+uint64_t kvx_xfers_list_bytes(const struct kvx_xfers *all, uint64_t client)
+{
+	const struct xfer_owner *owner = owner_find(all, client);
+	return owner == NULL ? 0 : owner->list_bytes;
+}
+
 void xfer_describe(const struct kvx_xfer *xfer, struct kvx_xfer_row *row)
 {
 	*row = (struct kvx_xfer_row){
@@ -198,27 +215,52 @@ void xfer_describe(const struct kvx_xfer *xfer, struct kvx_xfer_row *row)
 	    .region = xfer->region->id,
 	    .remote_region = xfer->target->region_id,
 	    .peer = xfer->target->peer_name != NULL ? xfer->target->peer_name : "",
+	    .tenant = xfer->region->tenant,
 	    .state = kvx_sm_name(&xfer->sm),
 	    .bytes_planned = kvx_plan_bytes(xfer->plan),
 	    .pieces = kvx_plan_pieces(xfer->plan),
+	    .retries = xfer->n_retries,
 	};
+}
+
+static void ring_put(struct kvx_xfers *all, struct xfer_ring *ring, const struct kvx_xfer_row *row)
+{
+	unsigned size = all->conf.history;
+	if (size == 0)
+		return;
+	struct xfer_past *past = &ring->rows[ring->at];
+	ring->at = (ring->at + 1) % size;
+	if (ring->n < size)
+		ring->n++;
+	past->row = *row;
+	snprintf(past->text, sizeof(past->text), "%s", row->end.text);
+	snprintf(past->peer, sizeof(past->peer), "%s", row->peer);
+	past->row.end.text = past->text;
+	past->row.peer = past->peer;
 }
 
 void xfers_remember(struct kvx_xfers *all, const struct kvx_xfer *xfer,
 		    const struct kvx_xfer_end *end)
 {
-	if (all->conf.history == 0)
-		return;
-	struct xfer_past *past = &all->past[all->past_at];
-	all->past_at = (all->past_at + 1) % all->conf.history;
-	if (all->n_past < all->conf.history)
-		all->n_past++;
-	xfer_describe(xfer, &past->row);
-	past->row.end = *end;
-	strncpy(past->text, end->text, sizeof(past->text) - 1);
-	strncpy(past->peer, past->row.peer, sizeof(past->peer) - 1);
-	past->row.end.text = past->text;
-	past->row.peer = past->peer;
+	struct kvx_xfer_row row;
+	xfer_describe(xfer, &row);
+	row.end = *end;
+	ring_put(all, &all->past, &row);
+}
+
+void kvx_xfers_refused(struct kvx_xfers *all, const struct kvx_xfer_row *row)
+{
+	struct kvx_xfer_row refused = *row;
+	refused.state = "refused";
+	ring_put(all, &all->refused, &refused);
+}
+
+/* The i-th newest; NULL: there are not so many. */
+static const struct kvx_xfer_row *ring_row(const struct kvx_xfers *all,
+					   const struct xfer_ring *ring, unsigned i)
+{
+	unsigned size = all->conf.history;
+	return i < ring->n ? &ring->rows[(ring->at + size - 1 - i) % size].row : NULL;
 }
 
 void kvx_xfers_walk(const struct kvx_xfers *all,
@@ -226,12 +268,24 @@ void kvx_xfers_walk(const struct kvx_xfers *all,
 {
 	const struct kvx_xfer *xfer;
 	struct kvx_xfer_row row;
+	unsigned n_past = 0, n_refused = 0;
 	DL_FOREACH (all->live, xfer) {
 		xfer_describe(xfer, &row);
 		cb(arg, &row);
 	}
-	for (unsigned i = 1; i <= all->n_past; i++)
-		cb(arg, &all->past[(all->past_at + all->conf.history - i) % all->conf.history].row);
+	for (;;) {
+		const struct kvx_xfer_row *past = ring_row(all, &all->past, n_past);
+		const struct kvx_xfer_row *refused = ring_row(all, &all->refused, n_refused);
+		if (past == NULL && refused == NULL)
+			break;
+		if (refused == NULL || (past != NULL && past->end.end_ns >= refused->end.end_ns)) {
+			cb(arg, past);
+			n_past++;
+		} else {
+			cb(arg, refused);
+			n_refused++;
+		}
+	}
 }
 
 void xfers_count_end(struct kvx_xfers *all, const struct kvx_xfer *xfer,

@@ -1,10 +1,11 @@
 /* Fuzzes what another node may send: the input is a stream of frames into a connection of the peer
  * channel, over a real node on the fake transport and in virtual time. The first byte says how far
- * the connection has got before the input begins: bit 0 hello, bit 1 the lane is up, bit 2 a region
- * of the other node is being resolved, bit 3 it was, and a transfer to it runs, bit 4 our node id
- * is the higher one. So that inputs can name objects that exist, these words are replaced in
- * bodies: "REGION-A" (8 bytes: our region's id) and "TOKENTOKENTOKEN!" (16: its token). After each
- * input nothing of the other node may be left. */
+ * the connection has got before the input begins: bit 0 hello, bit 1 the lane of the first tenant
+ * is up with a leg on each of two rails, bit 2 a region of the other node is being resolved, bit 3
+ * it was, and a transfer to it runs, bit 4 our node id is the higher one, bit 5 the other node
+ * names no tenants. So that inputs can name objects that exist, these words are replaced in bodies:
+ * "REGION-A" (8 bytes: our region's id) and "TOKENTOKENTOKEN!" (16: its token). After each input
+ * nothing of the other node may be left. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +19,7 @@
 #define MAX_BODY   65536u
 #define LEN        65536u
 #define THEIRS     77u /* a region of theirs */
+#define RAILS      2u
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerInitialize(int *argc, char ***argv);
@@ -29,11 +31,11 @@ static struct {
 	struct kvx_node *node, *other; /* the other one only has an endpoint and a region */
 	struct kvx_peers *peers;
 	struct kvx_region *region, *theirs;
-	struct kvx_ep *their_ep;
+	struct kvx_ep *their_eps[RAILS];
 	unsigned n_region_events, n_answers, n_ends;
 	struct kvx_target *target;
-	uint8_t their_addr[KVX_TRANSPORT_ADDR_MAX];
-	size_t their_addr_len;
+	uint8_t their_addrs[RAILS][KVX_TRANSPORT_ADDR_MAX];
+	size_t their_addr_lens[RAILS];
 } f;
 
 /* a node of plain memory */
@@ -58,6 +60,9 @@ static void mem_unmap(struct kvx_mem *mem)
 
 static const struct kvx_mem_ops fuzz_mem_ops = {KVX_MEM_HOST, "fuzz", mem_check, mem_map,
 						mem_unmap};
+
+/* Two transports, the same underneath. */
+static struct kvx_transport_ops fuzz_best_ops;
 
 static uint64_t script_now(void *arg)
 {
@@ -115,7 +120,7 @@ static KVX_ON_LOOP struct kvx_node *make_node(void)
 	    .timers = f.timers,
 	    .dom = {.test = &f.script, .mem_kinds = 1u << KVX_MEM_HOST},
 	    .copy_workers = 1,
-	    .fabric = true,
+	    .peer_ops = {&fuzz_best_ops, &kvx_fake_ops},
 	    .quantum_bytes = 1u << 20,
 	    .n_batches = 16,
 	    .region_limits = {64, 64, 1ull << 40, 1ull << 40},
@@ -125,7 +130,6 @@ static KVX_ON_LOOP struct kvx_node *make_node(void)
 		      .on_terminal = on_terminal,
 		      .on_arrival = on_arrival},
 	    .copy_ops = &kvx_fake_ops,
-	    .peer_ops = &kvx_fake_ops,
 	};
 	struct kvx_node *node = NULL;
 	struct kvx_why why;
@@ -159,6 +163,7 @@ static KVX_ON_LOOP struct kvx_region *make_region(struct kvx_node *node)
 
 static KVX_ON_LOOP struct kvx_peers *make_peers(void)
 {
+	static const char *const tenants[] = {"default", "blue", NULL};
 	const struct kvx_peers_conf conf = {
 	    .loop = &f.loop,
 	    .timers = f.timers,
@@ -171,6 +176,8 @@ static KVX_ON_LOOP struct kvx_peers *make_peers(void)
 	    .reconnect_max_ms = 100,
 	    .fence_bound_ms = 100,
 	    .max_peers = 4,
+	    .tenants = tenants,
+	    .fallback = true,
 	    .on_arrival = on_arrival,
 	    .on_message = on_message,
 	};
@@ -190,6 +197,9 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	kvx_assert_on_loop();
 	f.script.now_ns = KVX_SEC;
 	f.script.queue_ops = 4096;
+	f.script.n_rails = RAILS;
+	fuzz_best_ops = kvx_fake_ops;
+	fuzz_best_ops.name = "best";
 	kvx_assert(uv_loop_init(&f.loop) == 0);
 	kvx_assert(kvx_timers_create(script_now, NULL, &f.timers) == 0);
 	f.node = make_node();
@@ -286,57 +296,86 @@ static KVX_ON_LOOP struct peer_conn *open_conn(void)
 	return conn;
 }
 
-static KVX_ON_LOOP void say_hello(struct peer_conn *conn, bool lower)
+/* And one heartbeat, so that there is a lease. */
+static KVX_ON_LOOP void say_hello(struct peer_conn *conn, bool lower, bool names_tenants)
 {
 	Kvxp__PeerHello hello = KVXP__PEER_HELLO__INIT;
+	Kvxp__PeerHeartbeat beat = KVXP__PEER_HEARTBEAT__INIT;
 	uint8_t id[KVX_NODE_ID_BYTES] = {lower ? 0x01 : 0x0b};
-	char *transport = (char *)(uintptr_t) "fake";
+	char *transports[] = {(char *)(uintptr_t) "best", (char *)(uintptr_t) "fake"};
+	char *tenants[] = {(char *)(uintptr_t) "blue", (char *)(uintptr_t) "default"};
 
 	hello.version_min = hello.version_max = 1;
 	hello.node_id.data = id;
 	hello.node_id.len = sizeof(id);
 	hello.epoch = 9;
 	hello.lost_ms = 300;
-	hello.transports = &transport;
-	hello.n_transports = 1;
+	hello.transports = transports;
+	hello.n_transports = 2;
+	hello.tenants = tenants;
+	hello.n_tenants = names_tenants ? 2 : 0;
 	feed_message(conn, KVXP__PEER_FRAME_TYPE__PEER_HELLO, &hello);
+	turns(2);
+	beat.echo = 1;
+	feed_message(conn, KVXP__PEER_FRAME_TYPE__PEER_HEARTBEAT, &beat);
 	turns(2);
 }
 
+struct their_cmd {
+	struct kvx_cmd cmd;
+	unsigned slot;
+};
+
 static void on_cmd(struct kvx_cmd *cmd)
 {
+	unsigned i = ((struct their_cmd *)cmd)->slot;
+
 	if (cmd->work.kind == KVX_CMD_LISTEN) {
-		f.their_ep = cmd->ep;
-		f.their_addr_len = cmd->len;
-		memcpy(f.their_addr, cmd->bytes, cmd->len);
+		f.their_eps[i] = cmd->ep;
+		f.their_addr_lens[i] = cmd->len;
+		memcpy(f.their_addrs[i], cmd->bytes, cmd->len);
 	} else {
-		f.their_ep = NULL;
+		f.their_eps[i] = NULL;
 	}
 }
 
+/* To an endpoint of the other node on each rail of the better transport. */
 static KVX_ON_LOOP void other_command(enum kvx_work_kind kind)
 {
-	static struct kvx_cmd cmd;
-	unsigned dom;
-	struct kvx_worker *worker = kvx_node_peer_worker(f.other, &dom);
+	static struct their_cmd cmds[RAILS];
 	bool wants = kind == KVX_CMD_LISTEN;
+	unsigned n;
+	const struct kvx_node_rail *rails = kvx_node_rails(f.other, &n);
 
-	cmd = (struct kvx_cmd){.work.kind = kind, .done = on_cmd, .ep = f.their_ep};
-	kvx_node_submit(f.other, worker, &cmd);
-	while ((f.their_ep != NULL) != wants)
-		turn(1000);
+	kvx_assert(n == 2 * RAILS);
+	for (unsigned i = 0; i < RAILS; i++) {
+		cmds[i].slot = i;
+		cmds[i].cmd =
+		    (struct kvx_cmd){.work.kind = kind, .done = on_cmd, .ep = f.their_eps[i]};
+		kvx_node_submit(f.other, rails[i].worker, &cmds[i].cmd);
+		while ((f.their_eps[i] != NULL) != wants)
+			turn(1000);
+	}
 }
 
 static KVX_ON_LOOP void bring_lane_up(struct peer_conn *conn, bool lower)
 {
 	Kvxp__PeerLane lane = KVXP__PEER_LANE__INIT;
+	Kvxp__PeerLeg legs[RAILS], *list[RAILS];
 	Kvxp__PeerLaneUp up = KVXP__PEER_LANE_UP__INIT;
 
 	other_command(KVX_CMD_LISTEN);
-	lane.transport = (char *)(uintptr_t) "fake";
+	for (unsigned i = 0; i < RAILS; i++) {
+		kvxp__peer_leg__init(&legs[i]);
+		legs[i].address.data = f.their_addrs[i];
+		legs[i].address.len = f.their_addr_lens[i];
+		list[i] = &legs[i];
+	}
+	lane.transport = (char *)(uintptr_t) "best";
+	lane.tenant = (char *)(uintptr_t) "default";
 	lane.generation = up.generation = 1;
-	lane.address.data = f.their_addr;
-	lane.address.len = f.their_addr_len;
+	lane.legs = list;
+	lane.n_legs = RAILS;
 	lane.answer = !lower;
 	feed_message(conn, KVXP__PEER_FRAME_TYPE__PEER_LANE, &lane);
 	turns(3);
@@ -354,7 +393,7 @@ static KVX_ON_LOOP void resolve_theirs(void)
 	if (peer == NULL)
 		return;
 	memcpy(desc.node_id, peer->id, sizeof(desc.node_id));
-	if (kvx_peers_resolve(f.peers, &desc, KVX_SEC, on_resolved, NULL, &resolve, &why) < 0)
+	if (kvx_peers_resolve(f.peers, &desc, 0, KVX_SEC, on_resolved, NULL, &resolve, &why) < 0)
 		f.n_answers++;
 	turns(2);
 }
@@ -372,14 +411,22 @@ static KVX_ON_LOOP void answer_and_submit(struct peer_conn *conn)
 				   .ops = &ops};
 	struct kvx_xfer *xfer;
 	struct kvx_why why;
-	const void *mkey;
+	ProtobufCBinaryData rkeys[RAILS];
+	unsigned n;
+	const struct kvx_node_rail *rails = kvx_node_rails(f.other, &n);
 
-	if (kvx_node_region_mkey(f.theirs, f.peers->dom, &mkey, &msg.rkey.len) < 0)
-		return;
+	for (unsigned i = 0; i < RAILS; i++) {
+		const void *mkey;
+
+		if (kvx_node_region_mkey(f.theirs, rails[i].dom_index, &mkey, &rkeys[i].len) < 0)
+			return;
+		rkeys[i].data = (uint8_t *)(uintptr_t)mkey;
+	}
 	msg.request_id = 1;
 	msg.len = LEN;
 	msg.access = KVX_ACCESS_READ | KVX_ACCESS_WRITE;
-	msg.rkey.data = (uint8_t *)(uintptr_t)mkey;
+	msg.rkeys = rkeys;
+	msg.n_rkeys = RAILS;
 	feed_message(conn, KVXP__PEER_FRAME_TYPE__PEER_RESOLVED, &msg);
 	turns(2);
 	req.target = f.target;
@@ -413,7 +460,7 @@ static KVX_ON_LOOP void end(struct peer_conn *conn, unsigned n_answers, unsigned
 	kvx_assert(f.peers->n_accepted_half_open == 0 && f.peers->n_dialing == 0);
 	kvx_assert(f.n_answers == n_answers && f.n_ends == n_ends && f.target == NULL);
 	kvx_assert(kvx_xfers_count(kvx_node_xfers(f.node)) == 0);
-	if (f.their_ep != NULL)
+	if (f.their_eps[0] != NULL)
 		other_command(KVX_CMD_EP_CLOSE);
 	conn_bury(f.peers);
 }
@@ -435,7 +482,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	f.n_answers = f.n_ends = 0;
 	conn = open_conn();
 	if (hello)
-		say_hello(conn, lower);
+		say_hello(conn, lower, (data[0] & 32) == 0);
 	if (lane)
 		bring_lane_up(conn, lower);
 	if (resolve)

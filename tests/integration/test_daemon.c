@@ -9,7 +9,6 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
-#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -22,37 +21,6 @@ static void sleep_ms(long ms)
 	struct timespec ts = {ms / 1000, ms % 1000 * 1000000};
 
 	nanosleep(&ts, NULL);
-}
-
-/* Runs a program to its end; gives its exit status (or 128 + signal) and what it wrote to stdout
- * and stderr. */
-static int run(const char *const *argv, char *out, size_t out_bytes)
-{
-	size_t len = 0;
-	int status;
-	int fds[2];
-	pid_t pid;
-
-	cr_assert_eq(pipe2(fds, O_CLOEXEC), 0);
-	pid = fork();
-	if (pid == 0) {
-		dup2(fds[1], STDOUT_FILENO);
-		dup2(fds[1], STDERR_FILENO);
-		execv(argv[0], (char *const *)argv);
-		_exit(127);
-	}
-	close(fds[1]);
-	for (;;) {
-		ssize_t n = read(fds[0], out + len, out_bytes - 1 - len);
-
-		if (n <= 0 || len + (size_t)n >= out_bytes - 1)
-			break;
-		len += (size_t)n;
-	}
-	out[len] = '\0';
-	close(fds[0]);
-	cr_assert_eq(waitpid(pid, &status, 0), pid);
-	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
 static void write_file(const char *path, const char *text)
@@ -72,7 +40,7 @@ Test(daemon, second_one_on_the_same_socket_is_refused)
 	test_node_start(&node, NULL);
 	const char *argv[] = {getenv("KVXFERD"), "--socket",    node.socket,
 			      "--listen",        "127.0.0.1:0", NULL};
-	cr_assert_neq(run(argv, out, sizeof(out)), 0);
+	cr_assert_neq(test_run(argv, out, sizeof(out)), 0);
 	cr_assert_neq(strstr(out, node.socket), NULL, "%s", out);
 	cr_assert_eq(test_node_number(&node, "status", "clients"), 1);
 	test_node_fini(&node);
@@ -124,12 +92,12 @@ Test(daemon, wrong_configuration_is_refused_with_line_and_reason)
 	const char *argv[] = {getenv("KVXFERD"), "--config", path, "--socket", sock, NULL};
 	for (unsigned i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
 		write_file(path, cases[i].text);
-		cr_expect_neq(run(argv, out, sizeof(out)), 0, "case %u was taken", i);
+		cr_expect_neq(test_run(argv, out, sizeof(out)), 0, "case %u was taken", i);
 		cr_expect_neq(strstr(out, cases[i].word1), NULL, "case %u: %s", i, out);
 		cr_expect_neq(strstr(out, cases[i].word2), NULL, "case %u: %s", i, out);
 	}
 	unlink(path);
-	cr_assert_neq(run(argv, out, sizeof(out)), 0);
+	cr_assert_neq(test_run(argv, out, sizeof(out)), 0);
 	cr_assert_neq(strstr(out, path), NULL, "%s", out);
 	rmdir(dir);
 }
@@ -141,10 +109,10 @@ Test(daemon, printed_configuration_is_accepted)
 	int fd = mkstemp(path);
 
 	const char *print[] = {getenv("KVXFERD"), "--print-config", NULL};
-	cr_assert_eq(run(print, text, sizeof(text)), 0, "%s", text);
+	cr_assert_eq(test_run(print, text, sizeof(text)), 0, "%s", text);
 	write_file(path, text);
 	const char *check[] = {getenv("KVXFERD"), "--config", path, "--check-config", NULL};
-	cr_assert_eq(run(check, out, sizeof(out)), 0, "%s", out);
+	cr_assert_eq(test_run(check, out, sizeof(out)), 0, "%s", out);
 	close(fd);
 	unlink(path);
 }
@@ -158,7 +126,7 @@ Test(daemon, non_loopback_peers_need_a_flag)
 	char path[64];
 	snprintf(path, sizeof(path), "%s/s", sock);
 	const char *argv[] = {getenv("KVXFERD"), "--socket", path, "--listen", "0.0.0.0:0", NULL};
-	cr_assert_neq(run(argv, out, sizeof(out)), 0);
+	cr_assert_neq(test_run(argv, out, sizeof(out)), 0);
 	cr_assert_neq(strstr(out, "--insecure-peers"), NULL, "%s", out);
 	unlink(path);
 	snprintf(path, sizeof(path), "%s/s.lock", sock);
@@ -305,8 +273,8 @@ Test(daemon, idle_daemon_does_not_wake_up)
 
 Test(daemon, ctl_shows_the_node_and_its_exit_codes_tell)
 {
-	static const char *const words[] = {"status", "clients", "regions", "transfers",
-					    "peers",  "stats",   "version"};
+	static const char *const words[] = {"status", "clients", "regions", "transfers", "peers",
+					    "lanes",  "devices", "stats",   "version"};
 	static char out[65536];
 	static struct pair p;
 
@@ -316,7 +284,7 @@ Test(daemon, ctl_shows_the_node_and_its_exit_codes_tell)
 			const char *argv[] = {getenv("KVXFERCTL"),    "--socket",
 					      p.node[0].socket,       words[i],
 					      json ? "--json" : NULL, NULL};
-			cr_expect_eq(run(argv, out, sizeof(out)), 0, "%s: %s", words[i], out);
+			cr_expect_eq(test_run(argv, out, sizeof(out)), 0, "%s: %s", words[i], out);
 			cr_expect_neq(out[0], '\0', "%s says nothing", words[i]);
 			if (json)
 				cr_expect(strchr("{[", out[0]) != NULL, "%s: %s", words[i], out);
@@ -324,13 +292,13 @@ Test(daemon, ctl_shows_the_node_and_its_exit_codes_tell)
 	}
 	const char *ping[] = {getenv("KVXFERCTL"), "--socket", p.node[0].socket, "ping",
 			      p.node[1].node_id,   NULL};
-	cr_expect_eq(run(ping, out, sizeof(out)), 0, "%s", out);
+	cr_expect_eq(test_run(ping, out, sizeof(out)), 0, "%s", out);
 	const char *usage[] = {getenv("KVXFERCTL"), "no-such-command", NULL};
-	cr_expect_eq(run(usage, out, sizeof(out)), 2, "%s", out);
+	cr_expect_eq(test_run(usage, out, sizeof(out)), 2, "%s", out);
 	const char *nobody[] = {getenv("KVXFERCTL"), "--socket", "/nonexistent/sock", "status",
 				NULL};
-	cr_expect_eq(run(nobody, out, sizeof(out)), 3, "%s", out);
+	cr_expect_eq(test_run(nobody, out, sizeof(out)), 3, "%s", out);
 	const char *doctor[] = {getenv("KVXFERCTL"), "--socket", p.node[0].socket, "doctor", NULL};
-	cr_expect_leq(run(doctor, out, sizeof(out)), 1, "%s", out);
+	cr_expect_leq(test_run(doctor, out, sizeof(out)), 1, "%s", out);
 	pair_close(&p);
 }

@@ -11,9 +11,10 @@ import sys
 LAYERS = ["base", "mem", "transport", "worker", "xfer", "config", "control", "daemon"]
 # Files in daemon/ itself: config* is a layer, main and daemon are right of everything.
 TOP_LAYER = "daemon"
-# Tools stand on libclient; these are the exceptions: the file checked without a daemon, and the copy loops whose
-# limit kvxfer-bench measures.
-TOOLS_MAY = {"daemon/config.h", "daemon/transport/copy/copy_kernels.h"}
+# Tools stand on libclient; these are the exceptions: the file checked without a daemon, the copy loops whose
+# limit kvxfer-bench measures, and what doctor reads of RDMA devices without a daemon.
+TOOLS_MAY = {"daemon/config.h", "daemon/transport/copy_kernels.h", "daemon/transport/verbs/verbs_abi.h",
+             "daemon/transport/verbs/verbs_gid.h", "daemon/transport/verbs/verbs_sysfs.h"}
 # Who outside of the daemon may include what of it.
 LEAVES = {"proto": {"proto"}, "libclient": {"proto", "libclient"}}
 
@@ -21,12 +22,13 @@ LEAVES = {"proto": {"proto"}, "libclient": {"proto", "libclient"}}
 HOMES = [
     (r"uv\.h$", ["daemon/base/timer", "daemon/xfer/peer", "daemon/control/", "daemon/daemon", "daemon/main",
                  "tests/"], "libuv"),
-    (r"rdma/rdma_|infiniband/", ["daemon/transport/verbs/", "tools/"], "ibverbs and rdmacm"),
+    (r"rdma/rdma_|infiniband/", ["daemon/transport/verbs/", "tools/", "tests/"], "ibverbs and rdmacm"),
     (r"rdma/", ["daemon/transport/fabric/", "tools/", "tests/"], "libfabric"),
     (r"(hip/|cuda)", ["daemon/mem/gpu_rt", "daemon/transport/gpu/"], "GPU runtimes"),
     (r"(protobuf-c/|\.pb-c\.h$)", ["daemon/control/", "daemon/xfer/peer", "libclient/", "tests/"], "protobuf"),
     (r"json-c/", ["daemon/control/", "tools/", "tests/"], "json-c"),
     (r"ini\.h$", ["daemon/config"], "inih"),
+    (r"openssl/", ["daemon/xfer/peer_tls", "tests/"], "OpenSSL"),
     (r"systemd/", ["daemon/daemon", "daemon/main", "daemon/service"], "libsystemd"),
     (r"criterion/", ["tests/"], "Criterion"),
 ]

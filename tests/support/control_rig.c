@@ -111,7 +111,7 @@ static void rig_on_draining(void *arg, bool draining)
 	((struct rig *)arg)->n_draining++;
 }
 
-static KVX_ON_LOOP void rig_open_node(struct rig *rig)
+static KVX_ON_LOOP void rig_open_node(struct rig *rig, struct kvx_fake_script *script)
 {
 	struct kvx_node_conf conf = {
 	    .epoch = 77,
@@ -135,13 +135,38 @@ static KVX_ON_LOOP void rig_open_node(struct rig *rig)
 	};
 	struct kvx_why why = {""};
 
+	if (script != NULL) {
+		conf.peer_ops[0] = &kvx_fake_ops;
+		conf.dom.test = script;
+	}
 	memset(conf.node_id, 0x4e, sizeof(conf.node_id));
 	MUST(kvx_node_open(&conf, &rig->node, &why) == 0);
 }
 
+static void rig_fill_control(struct rig *rig, struct kvx_control_conf *conf)
+{
+	*conf = (struct kvx_control_conf){
+	    .loop = &rig->loop,
+	    .timers = rig->timers,
+	    .node = rig->node,
+	    .config = &rig->config,
+	    .epoch = 77,
+	    .version = "test",
+	    .arg = rig,
+	    .on_draining = rig_on_draining,
+	};
+	memset(conf->node_id, 0x4e, sizeof(conf->node_id));
+}
+
 void rig_open(struct rig *rig, const struct kvx_config *config)
 {
-	struct kvx_control_conf conf = {.epoch = 77, .version = "test", .arg = rig};
+	rig_open_with(rig, &(struct rig_conf){.config = config});
+}
+
+void rig_open_with(struct rig *rig, const struct rig_conf *rig_conf)
+{
+	const struct kvx_config *config = rig_conf->config;
+	struct kvx_control_conf conf;
 	struct kvx_why why = {""};
 
 	memset(rig, 0, sizeof(*rig));
@@ -157,19 +182,46 @@ void rig_open(struct rig *rig, const struct kvx_config *config)
 	rig->clock_ns = KVX_SEC;
 	MUST(uv_loop_init(&rig->loop) == 0);
 	MUST(kvx_timers_create(rig_clock, rig, &rig->timers) == 0);
-	rig_open_node(rig);
-	conf.loop = &rig->loop;
-	conf.timers = rig->timers;
-	conf.node = rig->node;
-	conf.config = &rig->config;
-	conf.on_draining = rig_on_draining;
-	memset(conf.node_id, 0x4e, sizeof(conf.node_id));
+	rig_open_node(rig, rig_conf->script);
+	rig_fill_control(rig, &conf);
+	conf.listen_fds = rig_conf->listen_fds;
+	conf.n_listen_fds = rig_conf->n_listen_fds;
 	MUST(kvx_control_open(&conf, &rig->control, &why) == 0);
 }
 
 static void rig_on_closed(void *arg)
 {
 	((struct rig *)arg)->closed = true;
+}
+
+static void other_on_closed(void *arg)
+{
+	*(bool *)arg = true;
+}
+
+int rig_try_control(struct rig *rig, const struct kvx_config *config,
+		    const struct kvx_listen_fd *listen_fds, unsigned n_listen_fds,
+		    struct kvx_why *why)
+{
+	struct kvx_config own = *config;
+	struct kvx_control_conf conf;
+	struct kvx_control *control;
+	bool closed = false;
+	int err;
+
+	snprintf(own.socket, sizeof(own.socket), "%s/other", rig->dir);
+	MUST(kvx_config_finish(&own, why) == 0);
+	rig_fill_control(rig, &conf);
+	conf.config = &own;
+	conf.listen_fds = listen_fds;
+	conf.n_listen_fds = n_listen_fds;
+	err = kvx_control_open(&conf, &control, why);
+	if (err < 0)
+		return err;
+	kvx_control_close(control, other_on_closed, &closed);
+	rig_turn(rig);
+	MUST(closed);
+	return 0;
 }
 
 void rig_turn(struct rig *rig)
@@ -206,13 +258,21 @@ void rig_end(struct rig *rig)
 
 /* ---- clients */
 
-int rig_client_open(struct rig *rig, struct rig_client *rc)
+static KVX_ON_LOOP int client_open_of(struct rig *rig, struct rig_client *rc, uint32_t tenant)
 {
+	const struct kvx_client_origin origin = {
+	    .tenant = tenant, .uid = getuid(), .pid = getpid()};
+
 	memset(rc, 0, sizeof(*rc));
 	rc->front.ops = &rig_front_ops;
 	rc->rig = rig;
 	rc->max_body = KVX_HELLO_FRAME_BYTES;
-	return kvx_client_create(rig->control, &rc->front, getuid(), getpid(), &rc->client);
+	return kvx_client_create(rig->control, &rc->front, &origin, &rc->client);
+}
+
+int rig_client_open(struct rig *rig, struct rig_client *rc)
+{
+	return client_open_of(rig, rc, 0);
 }
 
 void rig_client_clear(struct rig_client *rc)
@@ -243,9 +303,14 @@ void rig_client_close(struct rig_client *rc)
 
 void rig_client_hello(struct rig *rig, struct rig_client *rc)
 {
+	rig_client_hello_of(rig, rc, 0);
+}
+
+void rig_client_hello_of(struct rig *rig, struct rig_client *rc, uint32_t tenant)
+{
 	Kvxp__Hello hello = KVXP__HELLO__INIT;
 
-	MUST(rig_client_open(rig, rc) == 0);
+	MUST(client_open_of(rig, rc, tenant) == 0);
 	hello.version_min = 1;
 	hello.version_max = 1;
 	hello.name = (char *)(uintptr_t) "rig";

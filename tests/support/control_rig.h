@@ -4,6 +4,7 @@
 #define KVX_CONTROL_RIG_H
 
 #include "control/control_priv.h"
+#include "transport/fake/fake.h"
 
 #define RIG_FRAMES 256
 
@@ -39,8 +40,20 @@ struct rig_client {
 	struct rig_client *next_closing;
 };
 
+struct rig_conf {
+	const struct kvx_config *config; /* NULL: the defaults */
+	struct kvx_fake_script *script;  /* rails for peers; NULL: none */
+	const struct kvx_listen_fd *listen_fds;
+	unsigned n_listen_fds;
+};
 /* config: NULL for the defaults. */
 void rig_open(struct rig *rig, const struct kvx_config *config) KVX_ON_LOOP;
+void rig_open_with(struct rig *rig, const struct rig_conf *conf) KVX_ON_LOOP;
+/* Another control over the rig's node, as kvx_control_open(); socket: its own place in rig->dir.
+ * Closed again when it could be opened. */
+int rig_try_control(struct rig *rig, const struct kvx_config *config,
+		    const struct kvx_listen_fd *listen_fds, unsigned n_listen_fds,
+		    struct kvx_why *why) KVX_ON_LOOP;
 void rig_close(struct rig *rig) KVX_ON_LOOP; /* clients must be ended or are ended */
 /* The same, and nothing of libuv is used any more in this process: it gives back its own fds. */
 void rig_end(struct rig *rig) KVX_ON_LOOP;
@@ -51,6 +64,8 @@ void rig_turn(struct rig *rig) KVX_ON_LOOP;
 int rig_client_open(struct rig *rig, struct rig_client *rc) KVX_ON_LOOP;
 /* One that has, its HELLO_REPLY taken. */
 void rig_client_hello(struct rig *rig, struct rig_client *rc) KVX_ON_LOOP;
+/* The same, of a tenant. */
+void rig_client_hello_of(struct rig *rig, struct rig_client *rc, uint32_t tenant) KVX_ON_LOOP;
 /* Ends it as if its connection broke; frees its frames. */
 void rig_client_close(struct rig_client *rc) KVX_ON_LOOP;
 void rig_client_clear(struct rig_client *rc); /* forgets its frames */

@@ -222,6 +222,35 @@ out:
 	return value;
 }
 
+int test_run(const char *const *argv, char *out, size_t out_bytes)
+{
+	size_t len = 0;
+	int status;
+	int fds[2];
+	pid_t pid;
+
+	cr_assert_eq(pipe2(fds, O_CLOEXEC), 0);
+	pid = fork();
+	if (pid == 0) {
+		dup2(fds[1], STDOUT_FILENO);
+		dup2(fds[1], STDERR_FILENO);
+		execv(argv[0], (char *const *)argv);
+		_exit(127);
+	}
+	close(fds[1]);
+	for (;;) {
+		ssize_t n = read(fds[0], out + len, out_bytes - 1 - len);
+
+		if (n <= 0 || len + (size_t)n >= out_bytes - 1)
+			break;
+		len += (size_t)n;
+	}
+	out[len] = '\0';
+	close(fds[0]);
+	cr_assert_eq(waitpid(pid, &status, 0), pid);
+	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
 int64_t test_node_number(const struct test_node *node, const char *verb, const char *path)
 {
 	struct kvxfer_client *client = test_node_client(node, "test");

@@ -3,6 +3,7 @@
 #ifndef KVX_TEST_NODE_H
 #define KVX_TEST_NODE_H
 
+#include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -29,6 +30,10 @@ void test_node_stop(struct test_node *node);
 void test_node_signal(struct test_node *node, int signo);
 /* Stops it (unless it is dead already) and removes the directory. */
 void test_node_fini(struct test_node *node);
+
+/* Runs a program to its end; gives its exit status (or 128 + signal) and what it wrote to stdout
+ * and stderr. */
+int test_run(const char *const *argv, char *out, size_t out_bytes);
 
 /* Opens a client of the node; fails the test on error. timeout_ms 0: default. */
 struct kvxfer_client *test_node_client(const struct test_node *node, const char *name);

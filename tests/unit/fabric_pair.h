@@ -47,7 +47,7 @@ static inline void side_open(struct side *s, const struct kvx_dom_conf *conf)
 
 	cr_assert_eq(T->open(conf, &s->dom, &s->limits, &why), 0, "%s", why.text);
 	s->addr_len = sizeof(s->addr);
-	cr_assert_eq(T->listen(s->dom, &s->ep, s->addr, &s->addr_len), 0);
+	cr_assert_eq(T->listen(s->dom, 0, &s->ep, s->addr, &s->addr_len), 0);
 }
 
 static inline void side_map(struct side *s, uint32_t rights, int seed)
@@ -63,7 +63,7 @@ static inline void side_map(struct side *s, uint32_t rights, int seed)
 	s->mem.page_bytes = 4096;
 	for (size_t i = 0; i < REGION_BYTES; i++)
 		s->mem.addr[i] = (uint8_t)((i * 2654435761u >> 13) + (unsigned)seed);
-	cr_assert_eq(T->mem_reg(s->dom, &s->mem, rights, &s->mr), 0);
+	cr_assert_eq(T->mem_reg(s->dom, 0, &s->mem, rights, &s->mr), 0);
 }
 
 /* s: knows the other side's memory. */

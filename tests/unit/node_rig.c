@@ -110,7 +110,6 @@ void rig_init(struct node_rig *rig)
 		      .on_terminal = on_terminal,
 		      .on_arrival = on_arrival},
 	    .copy_ops = &kvx_fake_ops,
-	    .peer_ops = &kvx_fake_ops,
 	};
 }
 

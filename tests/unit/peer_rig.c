@@ -98,7 +98,7 @@ static void side_init(struct peer_rig *rig, struct rig_side *side, uint8_t id, u
 	    .epoch = epoch,
 	    .dom = {.test = &rig->script, .mem_kinds = 1u << KVX_MEM_HOST},
 	    .copy_workers = 1,
-	    .fabric = true,
+	    .peer_ops = {&test_fake_ops},
 	    .quantum_bytes = 1u << 20,
 	    .n_batches = 16,
 	    .region_limits = {64, 64, 1ull << 40, 1ull << 40},
@@ -110,7 +110,6 @@ static void side_init(struct peer_rig *rig, struct rig_side *side, uint8_t id, u
 		      .on_terminal = on_terminal,
 		      .on_arrival = on_arrival},
 	    .copy_ops = &kvx_fake_ops,
-	    .peer_ops = &kvx_fake_ops,
 	};
 	side->conf = (struct kvx_peers_conf){
 	    .loop = &rig->loop,
@@ -137,6 +136,7 @@ void rig_init(struct peer_rig *rig)
 	memset(rig, 0, sizeof(*rig));
 	kvx_role_set_loop();
 	kvx_role_set_worker();
+	test_rails_init();
 	rig->script.now_ns = KVX_SEC;
 	rig->script.queue_ops = 4096;
 	rig->wire_fd = -1;
@@ -163,6 +163,11 @@ void rig_start(struct peer_rig *rig)
 
 	for (unsigned i = 0; i < 2; i++) {
 		sides[i]->node_conf.timers = rig->timers;
+		test_rails_begin(i);
+		if (sides[i]->n_rails > 0) {
+			rig->script.n_rails = sides[i]->n_rails;
+			rig->script.bad_rails = sides[i]->bad_rails;
+		}
 		cr_assert_eq(kvx_node_open(&sides[i]->node_conf, &sides[i]->node, &why), 0, "%s",
 			     why.text);
 		rig_start_side(sides[i]);
@@ -330,7 +335,9 @@ void rig_turn(struct peer_rig *rig)
 	for (unsigned i = 0; i < 100; i++) {
 		bool any = kvx_node_pump(rig->a.node);
 
-		if (!(kvx_node_pump(rig->b.node) || any))
+		if (!rig->b_stopped)
+			any |= kvx_node_pump(rig->b.node);
+		if (!any)
 			break;
 	}
 	kvx_fake_advance(&rig->script, TURN_NS);
@@ -360,7 +367,14 @@ static void on_region_closed(void *arg, uint64_t region_id)
 struct kvx_region *rig_region(struct rig_side *side, uint64_t len, uint32_t access,
 			      struct kvx_layout *layout)
 {
+	return rig_region_of(side, 0, len, access, layout);
+}
+
+struct kvx_region *rig_region_of(struct rig_side *side, uint32_t tenant, uint64_t len,
+				 uint32_t access, struct kvx_layout *layout)
+{
 	const struct kvx_region_request request = {.owner = 7,
+						   .tenant = tenant,
 						   .ops = &rig_mem_ops,
 						   .fd = -1,
 						   .len_bytes = len,
@@ -420,12 +434,18 @@ void rig_on_reply(void *arg, int status, const char *text)
 
 struct rig_answer rig_resolve(struct rig_side *side, const struct kvx_desc *desc)
 {
+	return rig_resolve_as(side, 0, desc);
+}
+
+struct rig_answer rig_resolve_as(struct rig_side *side, uint32_t tenant,
+				 const struct kvx_desc *desc)
+{
 	struct rig_answer answer = {0};
 	struct kvx_resolve *resolve;
 	struct kvx_why why = {""};
 
-	answer.status = kvx_peers_resolve(side->peers, desc, 2 * KVX_SEC, rig_on_resolved, &answer,
-					  &resolve, &why);
+	answer.status = kvx_peers_resolve(side->peers, desc, tenant, 2 * KVX_SEC, rig_on_resolved,
+					  &answer, &resolve, &why);
 	if (answer.status < 0) {
 		answer.done = true;
 		snprintf(answer.text, sizeof(answer.text), "%s", why.text);
@@ -436,6 +456,12 @@ struct rig_answer rig_resolve(struct rig_side *side, const struct kvx_desc *desc
 
 int rig_submit(struct rig_side *side, int op, struct kvx_region *region, struct kvx_target *target,
 	       uint64_t len, uint64_t deadline_ms)
+{
+	return rig_submit_by(side, "", op, region, target, len, deadline_ms);
+}
+
+int rig_submit_by(struct rig_side *side, const char *require, int op, struct kvx_region *region,
+		  struct kvx_target *target, uint64_t len, uint64_t deadline_ms)
 {
 	const uint64_t zero = 0;
 	const struct kvx_op_list ops = {
@@ -449,7 +475,7 @@ int rig_submit(struct rig_side *side, int op, struct kvx_region *region, struct 
 	    .target = target,
 	    .tag = 0x7a6,
 	    .deadline_ns = deadline_ms * KVX_MS,
-	    .require = "",
+	    .require = require,
 	    .payload = "payload",
 	    .payload_bytes = 7,
 	    .ops = &ops,
@@ -503,6 +529,49 @@ uint64_t rig_lane_generation(const struct rig_side *side)
 	struct kvx_peer_row row;
 
 	return rig_row(side, &row) ? row.lane_generation : 0;
+}
+
+struct lane_walk {
+	const char *tenant;
+	bool found;
+	struct kvx_lane_row *row;
+};
+
+static void on_lane_row(void *arg, const struct kvx_lane_row *row)
+{
+	struct lane_walk *walk = arg;
+
+	if (strcmp(row->tenant, walk->tenant) != 0)
+		return;
+	walk->found = true;
+	*walk->row = *row;
+}
+
+bool rig_lane(const struct rig_side *side, const char *tenant, struct kvx_lane_row *out_row)
+{
+	struct lane_walk walk = {tenant, false, out_row};
+
+	memset(out_row, 0, sizeof(*out_row));
+	out_row->state = "none";
+	if (side->peers != NULL)
+		kvx_peers_walk_lanes(side->peers, on_lane_row, &walk);
+	return walk.found;
+}
+
+bool rig_lane_is(const struct rig_side *side, const char *tenant, const char *transport,
+		 unsigned n_legs)
+{
+	struct kvx_lane_row row;
+
+	return rig_lane(side, tenant, &row) && strcmp(row.state, "up") == 0 &&
+	       strcmp(row.transport, transport) == 0 && row.n_legs == n_legs;
+}
+
+bool rig_lanes_are(const struct peer_rig *rig, const char *tenant, const char *transport,
+		   unsigned n_legs)
+{
+	return rig_lane_is(&rig->a, tenant, transport, n_legs) &&
+	       rig_lane_is(&rig->b, tenant, transport, n_legs);
 }
 
 /* a peer by hand */

@@ -12,6 +12,7 @@
 #include "base/roles.h"
 #include "base/timer.h"
 #include "peer.pb-c.h"
+#include "peer_rails.h"
 #include "proto/kvx_wire.h"
 #include "transport/fake/fake.h"
 #include "xfer/peer.h"
@@ -46,6 +47,8 @@ struct rig_side {
 	struct kvx_peers *peers; /* NULL: closed */
 	struct kvx_node_conf node_conf;
 	struct kvx_peers_conf conf;
+	unsigned n_rails;   /* of each transport; 0: as the script says */
+	uint32_t bad_rails; /* bit set of those that are not usable */
 	bool closed;
 	unsigned n_ends, n_arrivals, n_messages, n_region_events;
 	struct rig_end ends[RIG_ENDS];
@@ -67,6 +70,7 @@ struct peer_rig {
 	int wire_fd;          /* listens in front of b; -1: none */
 	char wire_addr[32];
 	bool wire_held;
+	bool b_stopped; /* its daemon does nothing at all; what arrives at its memory does */
 	struct rig_wire wires[RIG_WIRES];
 	unsigned n_wires;
 };
@@ -96,22 +100,38 @@ void rig_wire_cut_near(struct peer_rig *rig); /* b does not notice */
 
 struct kvx_region *rig_region(struct rig_side *side, uint64_t len, uint32_t access,
 			      struct kvx_layout *layout) KVX_ON_LOOP;
+struct kvx_region *rig_region_of(struct rig_side *side, uint32_t tenant, uint64_t len,
+				 uint32_t access, struct kvx_layout *layout) KVX_ON_LOOP;
 void rig_region_close(struct rig_side *side,
 		      struct kvx_region *region) KVX_ON_LOOP; /* does not wait */
 struct kvx_desc rig_desc(const struct rig_side *side, const struct kvx_region *region);
 /* Resolves and waits for the answer. */
 struct rig_answer rig_resolve(struct rig_side *side, const struct kvx_desc *desc) KVX_ON_LOOP;
+struct rig_answer rig_resolve_as(struct rig_side *side, uint32_t tenant,
+				 const struct kvx_desc *desc) KVX_ON_LOOP;
 void rig_on_resolved(void *arg, int status, const char *text, struct kvx_target *target);
 void rig_on_reply(void *arg, int status, const char *text);
 /* One op of len bytes from 0 to 0; 0 or the refusal. */
 int rig_submit(struct rig_side *side, int op, struct kvx_region *region, struct kvx_target *target,
 	       uint64_t len, uint64_t deadline_ms) KVX_ON_LOOP;
 
+int rig_submit_by(struct rig_side *side, const char *require, int op, struct kvx_region *region,
+		  struct kvx_target *target, uint64_t len, uint64_t deadline_ms) KVX_ON_LOOP;
+
 /* The row of a side's only peer; false: it has none. */
 bool rig_row(const struct rig_side *side, struct kvx_peer_row *out_row) KVX_ON_LOOP;
 bool rig_is_up(const struct rig_side *side) KVX_ON_LOOP;
 bool rig_lane_is_up(const struct rig_side *side) KVX_ON_LOOP;
 uint64_t rig_lane_generation(const struct rig_side *side) KVX_ON_LOOP;
+
+/* The row of a tenant's lane to the only peer; false: there is none. */
+bool rig_lane(const struct rig_side *side, const char *tenant,
+	      struct kvx_lane_row *out_row) KVX_ON_LOOP;
+/* Up, by this transport, with so many legs? On both sides? */
+bool rig_lane_is(const struct rig_side *side, const char *tenant, const char *transport,
+		 unsigned n_legs) KVX_ON_LOOP;
+bool rig_lanes_are(const struct peer_rig *rig, const char *tenant, const char *transport,
+		   unsigned n_legs) KVX_ON_LOOP;
 
 /* A peer by hand. */
 struct rig_raw {

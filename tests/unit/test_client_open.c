@@ -460,6 +460,11 @@ Test(client_open, status_texts_and_errnos)
 	cr_assert_eq(kvxfer_status_errno(KVXFER_LAYOUT), -EMEDIUMTYPE);
 	cr_assert_eq(kvxfer_status_errno(-7), -ENOTRECOVERABLE);
 	cr_assert_neq(kvxfer_status_text(KVXFER_RANGE)[0], '\0');
+	cr_assert_eq(kvxfer_status_retryable(KVXFER_PEER_LOST), 1);
+	cr_assert_eq(kvxfer_status_retryable(KVXFER_QUOTA), 1);
+	cr_assert_eq(kvxfer_status_retryable(KVXFER_RANGE), 0);
+	cr_assert_eq(kvxfer_status_retryable(KVXFER_OK), 0);
+	cr_assert_eq(kvxfer_status_retryable(-7), 0);
 	cr_assert_eq(kvxfer_version()[0], '0');
 	KVX_TEST_END();
 }

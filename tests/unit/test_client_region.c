@@ -210,8 +210,9 @@ Test(client_region, alloc_refuses_bad_layouts_and_options)
 	options.layout = NULL;
 	cr_assert_eq(kvxfer_region_alloc(client, 0, &options, &region), -EINVAL);
 	cr_assert_eq(kvxfer_region_alloc(client, UINT64_MAX, &options, &region), -EINVAL);
-	cr_assert_eq(kvxfer_region_alloc(client, UINT64_C(1) << 60, &options, &region), -ENOMEM);
-	cr_assert_not_null(strstr(kvxfer_client_error(client), "not enough memory"));
+	/* More than the machine has: said at once, not tried. */
+	cr_assert_eq(kvxfer_region_alloc(client, UINT64_C(1) << 46, &options, &region), -ENOMEM);
+	cr_assert_not_null(strstr(kvxfer_client_error(client), "machine that has"));
 	cr_assert_eq(kvxfer_region_alloc(client, 8192, &options, NULL), -EINVAL);
 	options.name = "a name of a region that is longer than the sixty-four bytes it may have";
 	cr_assert_eq(kvxfer_region_alloc(client, 8192, &options, &region), -EINVAL);

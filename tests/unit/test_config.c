@@ -174,6 +174,46 @@ static const struct refusal refusals[] = {
      "FILE:2: peer.listen: '::1:7717' is not HOST:PORT, such as 127.0.0.1:7717 or [::1]:7717"},
     {"[peer]\nlisten = h:70000\n",
      "FILE:2: peer.listen: 'h:70000' is not HOST:PORT, such as 127.0.0.1:7717 or [::1]:7717"},
+    {"[verbs]\ngid_index = first\n", "FILE:2: verbs.gid_index: 'first' is not auto or a number"},
+    {"[verbs]\ngid_index = 65536\n", "FILE:2: verbs.gid_index: '65536' is outside of 0 to 65535"},
+    {"[verbs]\nqps_per_lane = 17\n", "FILE:2: verbs.qps_per_lane: '17' is outside of 1 to 16"},
+    {"[verbs]\ntimeout = 0\n", "FILE:2: verbs.timeout: '0' is outside of 1 to 31"},
+    {"[verbs]\nmtu = 4096\n", "FILE:2: unknown key mtu in [verbs]; did you mean mtu_bytes?"},
+    /* lists */
+    {"[daemon]\ntenants = Blue=/run/b\n", "FILE:2: daemon.tenants: 'Blue=/run/b' is not "
+					  "NAME=SOCKET with a name of 1 to 31 characters of "
+					  "a-z, 0-9 and -"},
+    {"[daemon]\ntenants = =/run/b\n",
+     "FILE:2: daemon.tenants: '=/run/b' is not NAME=SOCKET with a name of 1 to 31 characters of "
+     "a-z, 0-9 and -"},
+    {"[daemon]\ntenants = blue=\n",
+     "FILE:2: daemon.tenants: tenant blue: '' is not an absolute path, or @name"},
+    {"[daemon]\ntenants = blue=run/b\n",
+     "FILE:2: daemon.tenants: tenant blue: 'run/b' is not an absolute path, or @name"},
+    {"[daemon]\ntenants = blue=/run/b red=/run/r blue=/run/c\n",
+     "FILE:2: daemon.tenants: tenant blue is given twice"},
+    {"[daemon]\ntenants = blue=/run/b red=/run/b\n",
+     "FILE:2: daemon.tenants: tenants blue and red have the same socket"},
+    {"[daemon]\ntenants = default=/run/d\n",
+     "FILE:2: daemon.tenants: tenant default is always there, on daemon.socket"},
+    {"[daemon]\ntenants = a b c d e f g h\n", "FILE:2: daemon.tenants: more than 7 tenants"},
+    {"[peer]\ntransports = verbs copy\n",
+     "FILE:2: peer.transports: 'copy' is not a transport between nodes: verbs and fabric are"},
+    {"[peer]\ntransports = peer\n",
+     "FILE:2: peer.transports: 'peer' is not a transport between nodes: verbs and fabric are"},
+    {"[peer]\ntransports = fabric fabric\n", "FILE:2: peer.transports: fabric is given twice"},
+    {"[peer]\ntransports =\n",
+     "FILE:2: peer.transports: no transport is named; verbs and fabric are some"},
+    {"[verbs]\ndevices = mlx5_0,\n",
+     "FILE:2: verbs.devices: '' is not DEVICE or DEVICE:PORT, such as mlx5_0 or mlx5_0:1"},
+    {"[verbs]\ndevices = ^\n",
+     "FILE:2: verbs.devices: '' is not DEVICE or DEVICE:PORT, such as mlx5_0 or mlx5_0:1"},
+    {"[verbs]\ndevices = mlx5_0, mlx5_1\n",
+     "FILE:2: verbs.devices: ' mlx5_1' is not DEVICE or DEVICE:PORT, such as mlx5_0 or mlx5_0:1"},
+    {"[verbs]\ndevices = mlx5_0:x\n",
+     "FILE:2: verbs.devices: 'mlx5_0:x' is not DEVICE or DEVICE:PORT, such as mlx5_0 or mlx5_0:1"},
+    {"[verbs]\ndevices = mlx5_0:0\n",
+     "FILE:2: verbs.devices: 'mlx5_0:0' is not DEVICE or DEVICE:PORT, such as mlx5_0 or mlx5_0:1"},
     /* what inih alone would take in silence */
     {"[daemon]\nsocket = /run/x\n  /run/y\n",
      "FILE:3: expected 'key = value', '[section]' or a comment with '#' at its beginning"},
@@ -257,10 +297,14 @@ Test(config, values_that_contradict_each_other_are_refused)
 {
 	char long_socket[140] = "daemon.socket=/";
 	const char *const wrong[] = {
-	    "peer.lost_ms=1500",  "peer.heartbeat_ms=60s",     "peer.reconnect_min_ms=6s",
-	    "limits.ops=1000000", "limits.blocks=4000000",     "limits.frame_bytes=64K",
-	    "fabric.provider=",   "peer.listen=10.0.0.7:7717", "peer.listen=[::]:7717",
-	    long_socket,
+	    "peer.lost_ms=1500",        "peer.heartbeat_ms=60s",
+	    "peer.reconnect_min_ms=6s", "limits.ops=1000000",
+	    "limits.blocks=4000000",    "limits.frame_bytes=64K",
+	    "fabric.provider=",         "peer.listen=10.0.0.7:7717",
+	    "peer.listen=[::]:7717",    long_socket,
+	    "verbs.mtu_bytes=1500",     "verbs.mtu_bytes=128",
+	    "verbs.post_batch=512",     "verbs.sq_depth=64",
+	    "verbs.cq_depth=1023",      "limits.queued_bytes_per_client=4M",
 	};
 
 	memset(long_socket + strlen(long_socket), 'x', 108); /* one more than fits */
@@ -278,11 +322,30 @@ Test(config, values_that_contradict_each_other_are_refused)
 	KVX_TEST_END();
 }
 
-Test(config, other_addresses_than_loopback_need_insecure_peers)
+Test(config, peers_are_authenticated_one_way)
 {
-	static const char *const fine[] = {"peer.listen=[::1]:0", "peer.listen=127.9.9.9:1",
-					   "peer.listen=node7:7717", "peer.insecure_peers=true",
-					   "peer.enable=false"};
+	struct kvx_config c;
+	struct kvx_why why = {.text = ""};
+
+	kvx_config_defaults(&c);
+	snprintf(c.peer_tls_ca, sizeof(c.peer_tls_ca), "/a");
+	snprintf(c.peer_tls_cert, sizeof(c.peer_tls_cert), "/c");
+	snprintf(c.peer_tls_key, sizeof(c.peer_tls_key), "/k");
+	snprintf(c.peer_listen, sizeof(c.peer_listen), "0.0.0.0:7717");
+	cr_assert_eq(kvx_config_finish(&c, &why), 0, "%s", why.text);
+	snprintf(c.peer_secret_file, sizeof(c.peer_secret_file), "/s");
+	cr_assert_eq(kvx_config_finish(&c, &why), -EINVAL);
+	cr_assert_str_eq(why.text,
+			 "peer.secret_file: peers are authenticated by it or by peer.tls_ca, "
+			 "peer.tls_cert and peer.tls_key, not by both");
+	KVX_TEST_END();
+}
+
+Test(config, other_addresses_than_loopback_need_authentication_or_trust)
+{
+	static const char *const fine[] = {
+	    "peer.listen=[::1]:0",      "peer.listen=127.9.9.9:1",      "peer.listen=node7:7717",
+	    "peer.insecure_peers=true", "peer.secret_file=/etc/secret", "peer.enable=false"};
 	struct kvx_config c;
 	struct kvx_why why;
 
@@ -293,6 +356,106 @@ Test(config, other_addresses_than_loopback_need_insecure_peers)
 		cr_assert_eq(kvx_config_set(&c, fine[i], &why), 0);
 		cr_assert_eq(kvx_config_finish(&c, &why), 0, "%s: %s", fine[i], why.text);
 	}
+	KVX_TEST_END();
+}
+
+static void must_set(struct kvx_config *c, const char *assignment)
+{
+	struct kvx_why why = {.text = ""};
+
+	cr_assert_eq(kvx_config_set(c, assignment, &why), 0, "%s: %s", assignment, why.text);
+}
+
+Test(config, verbs_values_are_those_of_the_transport)
+{
+	struct kvx_config c;
+
+	kvx_config_defaults(&c);
+	cr_assert(c.verbs_enable && c.verbs.flush && c.peer_fallback);
+	cr_assert_eq(c.verbs.gid_index, -1);
+	cr_assert_eq(c.verbs.stripe_bytes, 1u << 20);
+	cr_assert_eq(c.verbs.settle_ms, 100);
+	cr_assert_eq(c.verbs_spin_us, 50);
+	must_set(&c, "verbs.gid_index=3");
+	must_set(&c, "verbs.devices=^mlx5_2:1,rxe0");
+	must_set(&c, "verbs.cq_depth=1024");
+	must_set(&c, "verbs.mtu_bytes=1024");
+	cr_assert_eq(c.verbs.gid_index, 3);
+	cr_assert_str_eq(c.verbs.devices, "^mlx5_2:1,rxe0");
+	cr_assert_eq(kvx_config_finish(&c, NULL), 0);
+	must_set(&c, "verbs.gid_index=auto");
+	cr_assert_eq(c.verbs.gid_index, -1);
+	KVX_TEST_END();
+}
+
+Test(config, tenants_have_an_index_and_a_socket)
+{
+	struct kvx_config_tenant tenants[KVX_MAX_TENANTS];
+	struct kvx_config c;
+
+	kvx_config_defaults(&c);
+	must_set(&c, "daemon.socket=/run/k");
+	must_set(&c, "daemon.tenants=");
+	cr_assert_eq(kvx_config_tenants(&c, tenants), 1);
+	must_set(&c, "daemon.tenants= blue=/run/b  team-2  red=@red");
+	cr_assert_eq(kvx_config_finish(&c, NULL), 0);
+	cr_assert_eq(kvx_config_tenants(&c, tenants), 4);
+	cr_assert_str_eq(tenants[0].name, "default");
+	cr_assert_str_eq(tenants[0].socket, "/run/k");
+	cr_assert_str_eq(tenants[1].name, "blue");
+	cr_assert_str_eq(tenants[1].socket, "/run/b");
+	cr_assert_str_eq(tenants[2].name, "team-2");
+	cr_assert_str_eq(tenants[2].socket, "", "systemd is to hand it over");
+	cr_assert_str_eq(tenants[3].socket, "@red");
+	KVX_TEST_END();
+}
+
+Test(config, tenants_cannot_share_the_default_socket)
+{
+	struct kvx_config c;
+	struct kvx_why why = {.text = ""};
+
+	kvx_config_defaults(&c);
+	must_set(&c, "daemon.tenants=blue=/run/k");
+	must_set(&c, "daemon.socket=/run/k");
+	cr_assert_eq(kvx_config_finish(&c, &why), -EINVAL);
+	cr_assert_str_eq(why.text, "daemon.tenants: tenants default and blue have the same socket");
+	KVX_TEST_END();
+}
+
+Test(config, socket_of_a_tenant_must_fit_an_address)
+{
+	char text[160] = "daemon.tenants=blue=/";
+	struct kvx_config c;
+	struct kvx_why why = {.text = ""};
+
+	kvx_config_defaults(&c);
+	memset(text + strlen(text), 'x', 101); /* one more than fits */
+	cr_assert_eq(kvx_config_set(&c, text, &why), -EINVAL);
+	cr_assert_str_eq(why.text,
+			 "daemon.tenants: tenant blue: its socket is longer than 101 bytes");
+	text[strlen(text) - 1] = '\0';
+	cr_assert_eq(kvx_config_set(&c, text, &why), 0);
+	KVX_TEST_END();
+}
+
+Test(config, transports_come_in_their_order_without_disabled_ones)
+{
+	char names[KVX_CONFIG_TRANSPORTS][KVX_CONFIG_TRANSPORT_BYTES];
+	struct kvx_config c;
+
+	kvx_config_defaults(&c);
+	cr_assert_eq(kvx_config_transports(&c, names), 2);
+	cr_assert_str_eq(names[0], "verbs");
+	cr_assert_str_eq(names[1], "fabric");
+	must_set(&c, "peer.transports=fabric verbs");
+	cr_assert_eq(kvx_config_transports(&c, names), 2);
+	cr_assert_str_eq(names[0], "fabric");
+	must_set(&c, "fabric.enable=false");
+	cr_assert_eq(kvx_config_transports(&c, names), 1);
+	cr_assert_str_eq(names[0], "verbs");
+	must_set(&c, "verbs.enable=false");
+	cr_assert_eq(kvx_config_transports(&c, names), 0);
 	KVX_TEST_END();
 }
 
@@ -353,6 +516,8 @@ Test(config, printed_file_reads_back_as_the_same_configuration)
 	c.deadline_ms = 1001;
 	c.insecure_peers = true;
 	c.node_id_file[0] = '\0';
+	c.verbs.gid_index = 5;
+	must_set(&c, "daemon.tenants=blue=/run/b red");
 	text = config_printed(&c);
 	kvx_config_defaults(&again);
 	cr_assert_eq(load_text(text, &again, &why), 0, "%s", why.text);

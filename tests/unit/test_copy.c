@@ -32,15 +32,16 @@ static void bench_open(struct bench *b, uint64_t nt_min_bytes, uint32_t rights)
 	size_t addr_len = sizeof(addr);
 
 	b->ops = &kvx_copy_ops;
-	cr_assert_eq(b->ops->probe(&conf, NULL), 0);
+	struct kvx_rail rail;
+	cr_assert_eq(b->ops->probe(&conf, &rail, 1, NULL), 1);
 	cr_assert_eq(b->ops->open(&conf, &b->dom, &b->limits, NULL), 0);
-	cr_assert_eq(b->ops->listen(b->dom, &b->ep, addr, &addr_len), 0);
+	cr_assert_eq(b->ops->listen(b->dom, 0, &b->ep, addr, &addr_len), 0);
 	test_mem_make(&b->local_mem, REGION_BYTES);
 	test_mem_make(&b->remote_mem, REGION_BYTES);
 	test_fill(b->local_mem.addr, REGION_BYTES, 1);
 	test_fill(b->remote_mem.addr, REGION_BYTES, 2);
-	cr_assert_eq(b->ops->mem_reg(b->dom, &b->local_mem, 0, &b->local), 0);
-	cr_assert_eq(b->ops->mem_reg(b->dom, &b->remote_mem, rights, &b->remote), 0);
+	cr_assert_eq(b->ops->mem_reg(b->dom, 0, &b->local_mem, 0, &b->local), 0);
+	cr_assert_eq(b->ops->mem_reg(b->dom, 0, &b->remote_mem, rights, &b->remote), 0);
 	int len = b->ops->mkey_pack(b->remote, mkey, sizeof(mkey));
 	cr_assert_gt(len, 0);
 	cr_assert_eq(b->ops->rkey_unpack(b->ep, mkey, (size_t)len, &b->rkey), 0);
@@ -189,7 +190,7 @@ Test(copy, overlapping_ends_behave_as_memmove)
 
 	bench_open(&b, 16384, ALL_RIGHTS);
 	memcpy(model, b.local_mem.addr, REGION_BYTES);
-	cr_assert_eq(b.ops->mem_reg(b.dom, &b.local_mem, ALL_RIGHTS, &both), 0);
+	cr_assert_eq(b.ops->mem_reg(b.dom, 0, &b.local_mem, ALL_RIGHTS, &both), 0);
 	int len = b.ops->mkey_pack(both, mkey, sizeof(mkey));
 	cr_assert_eq(b.ops->rkey_unpack(b.ep, mkey, (size_t)len, &self), 0);
 	for (uint64_t shift = 1; shift < 70000; shift *= 3) {
@@ -386,7 +387,7 @@ static void torn_region(uint64_t op_bytes)
 	torn.len_bytes = REGION_BYTES;
 	torn.addr = mmap(NULL, REGION_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	cr_assert_eq(ftruncate(fd, REGION_BYTES / 2), 0);
-	cr_assert_eq(b.ops->mem_reg(b.dom, &torn, 0, &mr), 0);
+	cr_assert_eq(b.ops->mem_reg(b.dom, 0, &torn, 0, &mr), 0);
 	for (unsigned i = 0; i < 60; i++) {
 		ops[i] = op_make(&b, KVX_OP_WRITE, i * op_bytes, i * op_bytes, op_bytes, i / 10);
 		if (i / 10 == 2) { /* the torn region's batch, faulting from its 4th op on */
@@ -456,8 +457,8 @@ Test(copy, out_of_memory_leaves_nothing_behind)
 	cr_assert_eq(err, 0);                                                                      \
 	cr_assert_gt(n, 1)
 	SWEEP(kvx_copy_ops.open(&conf, &dom, &limits, NULL));
-	SWEEP(kvx_copy_ops.listen(dom, &ep, bytes, &len));
-	SWEEP(kvx_copy_ops.mem_reg(dom, &mem, ALL_RIGHTS, &mr));
+	SWEEP(kvx_copy_ops.listen(dom, 0, &ep, bytes, &len));
+	SWEEP(kvx_copy_ops.mem_reg(dom, 0, &mem, ALL_RIGHTS, &mr));
 	int key_len = kvx_copy_ops.mkey_pack(mr, bytes, sizeof(bytes));
 	SWEEP(kvx_copy_ops.rkey_unpack(ep, bytes, (size_t)key_len, &rkey));
 #undef SWEEP

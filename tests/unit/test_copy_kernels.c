@@ -1,5 +1,5 @@
 /* Copy kernels: every byte exactly once and none beside, for any length and alignment. */
-#include "transport/copy/copy_kernels.h"
+#include "transport/copy_kernels.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -57,6 +57,7 @@ Test(copy_kernels, short_lengths_at_all_alignments)
 		for (size_t at = 1024; at < 1024 + 64; at += 7)
 			for (size_t src_at = 0; src_at < 64; src_at += 9) {
 				run(kvx_copy_nt, at, src_at, len);
+				run(kvx_copy_hot_nt, at, src_at, len);
 				run(kvx_copy_memcpy, at, src_at, len);
 			}
 	teardown();
@@ -70,8 +71,10 @@ Test(copy_kernels, lengths_around_the_steps)
 	setup();
 	for (unsigned i = 0; i < sizeof(steps) / sizeof(steps[0]); i++)
 		for (size_t len = steps[i] - 65; len < steps[i] + 66; len += 5)
-			for (size_t at = 512; at < 512 + 64; at += 21)
+			for (size_t at = 512; at < 512 + 64; at += 21) {
 				run(kvx_copy_nt, at, at % 13, len);
+				run(kvx_copy_hot_nt, at, at % 13, len);
+			}
 	teardown();
 	KVX_TEST_END();
 }

@@ -210,7 +210,7 @@ Test(fabric, unregistered_memory_is_out_of_reach)
 	PUMP_UNTIL(&p, p.a.n_done == 1);
 	cr_assert_eq(p.a.status, -EOWNERDEAD);
 	/* Its place in the table is taken by other memory, of which the key knows nothing. */
-	cr_assert_eq(T->mem_reg(p.b.dom, &p.b.mem, KVX_ACCESS_WRITE, &p.b.mr), 0);
+	cr_assert_eq(T->mem_reg(p.b.dom, 0, &p.b.mem, KVX_ACCESS_WRITE, &p.b.mr), 0);
 	run_ops(&p, &op, 1);
 	cr_assert_eq(p.a.status, -EOWNERDEAD);
 	cr_assert_arr_eq(p.b.mem.addr, before, REGION_BYTES);

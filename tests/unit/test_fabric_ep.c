@@ -352,13 +352,14 @@ Test(fabric_ep, unknown_provider_is_refused_with_a_reason)
 	struct kvx_dom_conf conf = {
 	    .bind_host = "127.0.0.1", .provider = "no-such", .fabric_rma_min_bytes = UINT64_MAX};
 	struct kvx_why why = {{0}};
+	struct kvx_rail rail;
 
-	cr_assert_eq(T->probe(&conf, &why), -EOPNOTSUPP);
+	cr_assert_eq(T->probe(&conf, &rail, 1, &why), -EOPNOTSUPP);
 	cr_assert_not_null(strstr(why.text, "no-such"));
 	conf.provider = "tcp";
-	cr_assert_eq(T->probe(&conf, &why), 0);
+	cr_assert_eq(T->probe(&conf, &rail, 1, &why), 1);
 	conf.bind_host = "0.0.0.0";
-	cr_assert_lt(T->probe(&conf, &why), 0);
+	cr_assert_lt(T->probe(&conf, &rail, 1, &why), 0);
 	KVX_TEST_END();
 }
 
@@ -389,11 +390,11 @@ Test(fabric_ep, no_memory_leaves_nothing_behind)
 		fault_alloc_arm(n);
 		rc = T->open(&p.conf, &a.dom, &a.limits, &why);
 		if (rc == 0)
-			rc = T->listen(a.dom, &a.ep, a.addr, &a.addr_len);
+			rc = T->listen(a.dom, 0, &a.ep, a.addr, &a.addr_len);
 		if (rc == 0)
 			rc = T->connect(a.ep, b.addr, b.addr_len);
 		if (rc == 0)
-			rc = T->mem_reg(a.dom,
+			rc = T->mem_reg(a.dom, 0,
 					&(struct kvx_mem){.ops = &kvx_mem_host_ops,
 							  .addr = a.addr,
 							  .len_bytes = 16,

@@ -35,11 +35,12 @@ static void side_open(struct side *s, struct kvx_fake_script *script, uint64_t s
 	s->script = script;
 	s->rkey = NULL;
 	s->addr_len = sizeof(s->addr);
-	cr_assert_eq(ops->probe(&conf, NULL), 0);
+	struct kvx_rail rail;
+	cr_assert_eq(ops->probe(&conf, &rail, 1, NULL), 1);
 	cr_assert_eq(ops->open(&conf, &s->dom, &s->limits, NULL), 0);
-	cr_assert_eq(ops->listen(s->dom, &s->ep, s->addr, &s->addr_len), 0);
+	cr_assert_eq(ops->listen(s->dom, 0, &s->ep, s->addr, &s->addr_len), 0);
 	test_fill(s->bytes, BYTES, seed);
-	cr_assert_eq(ops->mem_reg(s->dom, &mem, ALL_RIGHTS, &s->mr), 0);
+	cr_assert_eq(ops->mem_reg(s->dom, 0, &mem, ALL_RIGHTS, &s->mr), 0);
 }
 
 static void side_learn_key(struct side *s, const struct side *other)
@@ -139,7 +140,7 @@ Test(fake, loopback_moves_bytes_at_the_virtual_moment)
 	side_open(&s, &script, 1);
 	mem.addr = target;
 	mem.len_bytes = sizeof(target);
-	cr_assert_eq(ops->mem_reg(s.dom, &mem, ALL_RIGHTS, &mr), 0);
+	cr_assert_eq(ops->mem_reg(s.dom, 0, &mem, ALL_RIGHTS, &mr), 0);
 	int len = ops->mkey_pack(mr, mkey, sizeof(mkey));
 	cr_assert_eq(ops->rkey_unpack(s.ep, mkey, (size_t)len, &s.rkey), 0);
 	cr_assert_eq(ops->arm(s.dom), 0);
@@ -356,7 +357,7 @@ Test(fake, dereg_of_the_target_stops_what_is_on_its_way)
 
 	pair_open(&a, &b, &script);
 	mem.addr = target;
-	cr_assert_eq(ops->mem_reg(b.dom, &mem, ALL_RIGHTS, &mr), 0);
+	cr_assert_eq(ops->mem_reg(b.dom, 0, &mem, ALL_RIGHTS, &mr), 0);
 	ops->rkey_free(a.rkey);
 	int len = ops->mkey_pack(mr, mkey, sizeof(mkey));
 	cr_assert_eq(ops->rkey_unpack(a.ep, mkey, (size_t)len, &a.rkey), 0);
@@ -437,7 +438,7 @@ Test(fake, each_slot_fails_at_its_nth_call)
 	struct kvx_dom *second;
 	cr_assert_eq(ops->open(&conf, &second, &limits, &why), -ENODEV);
 	cr_assert_neq(why.text[0], '\0');
-	cr_assert_eq(ops->listen(dom, &ep, addr, &len), -EADDRINUSE);
+	cr_assert_eq(ops->listen(dom, 0, &ep, addr, &len), -EADDRINUSE);
 	cr_assert_eq(ops->progress(dom, &event, 1), 0);
 	cr_assert_eq(ops->progress(dom, &event, 1), 0);
 	cr_assert_eq(ops->progress(dom, &event, 1), -EIO);
@@ -467,5 +468,157 @@ Test(fake, the_same_seed_gives_the_same_run)
 		side_close(&b);
 	}
 	cr_assert_eq(memcmp(order[0], order[1], sizeof(order[0])), 0);
+	KVX_TEST_END();
+}
+
+Test(fake, rails_are_found_and_opened_by_name)
+{
+	struct kvx_fake_script script = {.n_rails = 3, .bad_rails = 1u << 1};
+	struct kvx_rail rails[KVX_MAX_RAILS];
+	struct kvx_dom_conf conf = {.test = &script};
+	struct kvx_transport_limits limits;
+	struct kvx_dom *dom;
+	struct kvx_why why;
+
+	cr_assert_eq(ops->probe(&conf, rails, 2, &why), 2); /* no more than there is room for */
+	cr_assert_eq(ops->probe(&conf, rails, KVX_MAX_RAILS, &why), 3);
+	cr_assert_str_eq(rails[2].name, "fake2");
+	for (unsigned i = 0; i < 3; i++) {
+		cr_assert_eq(rails[i].usable, i != 1);
+		cr_assert_eq(rails[i].reason[0] == '\0', i != 1);
+		conf.rail = &rails[i];
+		cr_assert_eq(ops->open(&conf, &dom, &limits, &why), i == 1 ? -ENODEV : 0);
+		if (i != 1)
+			ops->close(dom);
+	}
+	expect_nothing_left(&script);
+	KVX_TEST_END();
+}
+
+Test(fake, a_device_that_is_up_again_says_so_once)
+{
+	struct kvx_fake_script script = {0};
+	static struct side s;
+
+	side_open(&s, &script, 1);
+	kvx_fake_device_up(&script, s.dom);
+	cr_assert_eq(ops->arm(s.dom), -EAGAIN);
+	cr_assert_eq(next_event(&s).kind, KVX_TEV_DEVICE_UP);
+	expect_quiet(&s);
+	side_close(&s);
+	KVX_TEST_END();
+}
+
+/* An ep of tenant 1 between two nodes; each has memory of tenant 1 and of tenant 0. */
+static void tenants_open(struct side *a, struct side *b, struct kvx_fake_script *script,
+			 struct kvx_mr *mrs[2])
+{
+	struct side *sides[] = {a, b};
+
+	side_open(a, script, 1);
+	side_open(b, script, 2);
+	for (unsigned i = 0; i < 2; i++) {
+		struct side *s = sides[i];
+		struct kvx_mem mem = {.addr = s->bytes, .len_bytes = BYTES, .fd = -1};
+
+		cr_assert_eq(ops->fence(s->ep), 0);
+		ops->ep_close(s->ep);
+		cr_assert_eq(ops->listen(s->dom, 1, &s->ep, s->addr, &s->addr_len), 0);
+		cr_assert_eq(ops->mem_reg(s->dom, 1, &mem, ALL_RIGHTS, &mrs[i]), 0);
+	}
+	cr_assert_eq(ops->connect(a->ep, b->addr, b->addr_len), 0);
+	cr_assert_eq(ops->connect(b->ep, a->addr, a->addr_len), 0);
+	cr_assert_eq(next_event(a).kind, KVX_TEV_EP_UP);
+}
+
+Test(fake, an_ep_to_another_node_reaches_memory_of_its_own_tenant_only)
+{
+	struct kvx_fake_script script = {0};
+	static struct side a, b;
+	struct kvx_mr *mrs[2];
+
+	tenants_open(&a, &b, &script, mrs);
+	for (unsigned bad = 0; bad < 4; bad++) { /* bit 0: local, bit 1: remote */
+		uint8_t mkey[KVX_TRANSPORT_MKEY_MAX];
+		int len = ops->mkey_pack(bad & 2 ? b.mr : mrs[1], mkey, sizeof(mkey));
+
+		cr_assert_eq(ops->rkey_unpack(a.ep, mkey, (size_t)len, &a.rkey), 0);
+		struct kvx_op op = op_make(&a, KVX_OP_WRITE, 0, 8, bad);
+		op.local = bad & 1 ? a.mr : mrs[0];
+		cr_assert_eq(ops->post(a.ep, &op, 1), 1);
+		expect_done(&a, bad, bad == 0 ? 0 : -EACCES);
+		cr_assert_eq(script.n_landed, 1);
+		ops->rkey_free(a.rkey);
+	}
+	a.rkey = NULL;
+	for (unsigned i = 0; i < 2; i++)
+		ops->mem_dereg(mrs[i]);
+	side_close(&a);
+	side_close(&b);
+	expect_nothing_left(&script);
+	KVX_TEST_END();
+}
+
+/* What was under way at the fence lands within settle_ns, or until the other side stops it. */
+Test(fake, late_writes_land_until_they_have_settled)
+{
+	enum { LATE, TOO_LATE, STOPPED, FENCED, N_CASES };
+
+	for (unsigned i = 0; i < N_CASES; i++) {
+		struct kvx_fake_script script = {.latency_ns = 1000,
+						 .late_writes = true,
+						 .limits.settle_ns = i == TOO_LATE ? 500 : 1000};
+		static struct side a, b;
+
+		pair_open(&a, &b, &script);
+		cr_assert_eq(a.limits.settle_ns, script.limits.settle_ns);
+		cr_assert_eq(post_one(&a, KVX_OP_WRITE, 0, 8, 1), 1);
+		cr_assert_eq(ops->fence(a.ep), 0);
+		expect_done(&a, 1, -ECANCELED);
+		if (i == STOPPED)
+			ops->lease(b.ep, 0);
+		if (i == FENCED)
+			cr_assert_eq(ops->fence(b.ep), 0);
+		kvx_fake_advance(&script, 999);
+		cr_assert_eq(b.bytes[0], test_byte(2, 0));
+		kvx_fake_advance(&script, 1);
+		cr_assert_eq(b.bytes[0], test_byte(i == LATE ? 1 : 2, 0), "case %u", i);
+		cr_assert_eq(script.n_late, i == LATE);
+		side_close(&a);
+		side_close(&b);
+		expect_nothing_left(&script);
+	}
+	KVX_TEST_END();
+}
+
+Test(fake, what_breaks_the_promises_of_a_worker_is_counted)
+{
+	const struct kvx_transport_ops *blocking = &kvx_fake_blocking_ops;
+	struct kvx_fake_script script = {0};
+	struct kvx_dom_conf conf = {.test = &script};
+	struct kvx_transport_limits limits;
+	struct kvx_op op = {.len_bytes = 8, .kind = KVX_OP_WRITE};
+	uint8_t addr[KVX_TRANSPORT_ADDR_MAX];
+	size_t len = sizeof(addr);
+	struct kvx_dom *dom;
+	struct kvx_ep *ep;
+	struct kvx_why why;
+
+	cr_assert(blocking->caps & KVX_CAP_BLOCKING_CONTROL);
+	cr_assert_eq(blocking->open(&conf, &dom, &limits, &why), -EINVAL);
+	cr_assert_eq(kvx_fake_gates_open(&script), 0);
+	cr_assert_eq(blocking->open(&conf, &dom, &limits, &why), 0);
+	cr_assert_eq(blocking->listen(dom, 0, &ep, addr, &len), 0);
+	script.faults[KVX_FAKE_FENCE] = (struct kvx_fake_fault){1, -EIO};
+	cr_assert_eq(blocking->fence(ep), -EIO);
+	cr_assert_eq(script.n_violations, 0);
+	cr_assert_eq(blocking->post(ep, &op, 0), 0); /* its fence has begun */
+	cr_assert_eq(script.n_violations, 1);
+	cr_assert_not_null(script.violation);
+	cr_assert_eq(blocking->fence(ep), 0);
+	blocking->ep_close(ep);
+	blocking->close(dom);
+	kvx_fake_gates_close(&script);
+	expect_nothing_left(&script);
 	KVX_TEST_END();
 }

@@ -12,6 +12,7 @@
 #include "fault_alloc.h"
 #include "node_rig.h"
 #include "test_end.h"
+#include "worker/worker_priv.h"
 
 #define MIB (1u << 20)
 
@@ -19,21 +20,27 @@ static struct node_rig rig;
 
 Test(node, opens_and_closes_with_every_kind_of_worker)
 {
-	unsigned dom = 99;
+	const struct kvx_node_rail *rails;
+	unsigned n_rails = 99;
 	const char *name = NULL;
 	rig_init(&rig);
+	rig.script.n_rails = 2;
 	rig.conf.copy_inline_max_bytes = 32768;
-	rig.conf.fabric = true;
+	rig.conf.peer_ops[0] = &kvx_fake_ops;
 	rig_start(&rig);
-	cr_assert_not_null(kvx_node_peer_worker(rig.node, &dom));
-	cr_assert_eq(dom, 3);
-	cr_assert_str_eq(kvx_node_peer_worker_error(rig.node), "");
-	const char *want[] = {"copy0", "copy1", "inline", "fabric"};
-	for (unsigned i = 0; i < 4; i++) {
+	rails = kvx_node_rails(rig.node, &n_rails);
+	cr_assert_eq(n_rails, 2);
+	cr_assert(rails[0].dom_index == 3 && rails[1].dom_index == 4);
+	cr_assert(rails[0].worker != NULL && rails[0].worker != rails[1].worker);
+	cr_assert_eq(kvx_node_peer_transports(rig.node)[0], &kvx_fake_ops);
+	cr_assert_null(kvx_node_peer_transports(rig.node)[1]);
+	cr_assert_str_eq(kvx_node_peer_error(rig.node), "");
+	const char *want[] = {"copy0", "copy1", "inline", "fake0", "fake1"};
+	for (unsigned i = 0; i < 5; i++) {
 		cr_assert_not_null(kvx_node_worker(rig.node, i, &name));
 		cr_assert_str_eq(name, want[i]);
 	}
-	cr_assert_null(kvx_node_worker(rig.node, 4, &name));
+	cr_assert_null(kvx_node_worker(rig.node, 5, &name));
 	cr_assert_eq(kvx_node_copy_lane(rig.node)->state, KVX_LANE_UP);
 	cr_assert_eq(kvx_node_copy_lane(rig.node)->n_outlets, 2);
 	cr_assert_eq(rig.script.n_eps, 3);
@@ -41,20 +48,25 @@ Test(node, opens_and_closes_with_every_kind_of_worker)
 	KVX_TEST_END();
 }
 
-Test(node, runs_on_without_fabric_and_says_why)
+Test(node, runs_on_without_other_nodes_and_says_why)
 {
-	unsigned dom;
+	const struct kvx_node_rail *rails;
+	unsigned n_rails;
 	rig_init(&rig);
-	rig.conf.fabric = true;
+	rig.conf.peer_ops[0] = &kvx_fake_ops;
 	rig.script.faults[KVX_FAKE_OPEN] = (struct kvx_fake_fault){.nth = 3, .err = -ENODATA};
 	rig_start(&rig);
-	cr_assert_null(kvx_node_peer_worker(rig.node, &dom));
-	cr_assert_gt(strlen(kvx_node_peer_worker_error(rig.node)), 0);
+	cr_assert_null(kvx_node_peer_transports(rig.node)[0]);
+	cr_assert_gt(strlen(kvx_node_peer_error(rig.node)), 0);
+	rails = kvx_node_rails(rig.node, &n_rails);
+	cr_assert_eq(n_rails, 1);
+	cr_assert(rails[0].worker == NULL && !rails[0].rail.usable);
+	cr_assert_gt(strlen(rails[0].rail.reason), 0);
 	rig_stop(&rig);
 	rig_init(&rig);
 	rig_start(&rig);
-	cr_assert_null(kvx_node_peer_worker(rig.node, &dom));
-	cr_assert_not_null(strstr(kvx_node_peer_worker_error(rig.node), "turned off"));
+	cr_assert_null(kvx_node_peer_transports(rig.node)[0]);
+	cr_assert_not_null(strstr(kvx_node_peer_error(rig.node), "turned on"));
 	rig_stop(&rig);
 	KVX_TEST_END();
 }
@@ -126,7 +138,7 @@ Test(node, region_is_mapped_and_registered_in_every_domain)
 	const void *mkey = NULL;
 	size_t len = 0;
 	rig_init(&rig);
-	rig.conf.fabric = true;
+	rig.conf.peer_ops[0] = &kvx_fake_ops;
 	rig_start(&rig);
 	struct kvx_region *region = rig_region(&rig, 1, MIB, 3, NULL);
 	cr_assert_eq(rig.script.n_mrs, 3);
@@ -139,6 +151,67 @@ Test(node, region_is_mapped_and_registered_in_every_domain)
 	cr_assert_eq(kvx_node_region_mkey(region, 1000, &mkey, &len), -ENOENT);
 	rig_region_close(&rig, region);
 	cr_assert_eq(rig.script.n_mrs, 0);
+	rig_stop(&rig);
+	KVX_TEST_END();
+}
+
+Test(node, runs_on_with_the_rails_that_are_left)
+{
+	const struct kvx_node_rail *rails;
+	unsigned n_rails;
+	rig_init(&rig);
+	rig.conf.peer_ops[0] = &kvx_fake_ops;
+	rig.script.n_rails = 3;
+	rig.script.faults[KVX_FAKE_OPEN] = (struct kvx_fake_fault){.nth = 4, .err = -EIO};
+	rig_start(&rig);
+	rails = kvx_node_rails(rig.node, &n_rails);
+	cr_assert_eq(n_rails, 3);
+	cr_assert(rails[0].worker != NULL && rails[1].worker == NULL && rails[2].worker != NULL);
+	cr_assert_eq(rails[2].dom_index, 3);
+	struct kvx_region *region = rig_region(&rig, 1, MIB, 3, NULL);
+	cr_assert_eq(rig.script.n_mrs, 4);
+	rig_region_close(&rig, region);
+	rig_stop(&rig);
+	KVX_TEST_END();
+}
+
+/* What only a rail cannot take does not keep a region from being used on the others. */
+Test(node, region_that_a_rail_does_not_take_is_live_without_it)
+{
+	const void *mkey = NULL;
+	size_t len = 0;
+	rig_init(&rig);
+	rig.conf.peer_ops[0] = &kvx_fake_ops;
+	rig_start(&rig);
+	rig.script.faults[KVX_FAKE_MEM_REG] = (struct kvx_fake_fault){.nth = 3, .err = -EOPNOTSUPP};
+	struct kvx_region *region = rig_region(&rig, 1, MIB, 3, NULL);
+	cr_assert_eq(region->state, KVX_REGION_LIVE);
+	cr_assert_eq(rig.script.n_mrs, 2);
+	cr_assert_eq(kvx_node_region_mkey(region, 1, &mkey, &len), 0);
+	cr_assert_eq(kvx_node_region_mkey(region, 2, &mkey, &len), -ENOENT);
+	rig_region_close(&rig, region);
+	rig_stop(&rig);
+	KVX_TEST_END();
+}
+
+/* Whatever a lost device answers. */
+Test(node, region_is_live_without_the_rail_that_is_lost)
+{
+	const struct kvx_node_rail *rails;
+	unsigned n_rails;
+	rig_init(&rig);
+	rig.conf.peer_ops[0] = &kvx_fake_ops;
+	rig_start(&rig);
+	rails = kvx_node_rails(rig.node, &n_rails);
+	kvx_fake_device_lose(&rig.script, rails[0].worker->dom);
+	rig_turn(&rig, 1000);
+	cr_assert(rails[0].lost);
+	rig.script.faults[KVX_FAKE_MEM_REG] = (struct kvx_fake_fault){.nth = 3, .err = -EIO};
+	struct kvx_region *region = rig_region(&rig, 1, MIB, 3, NULL);
+	cr_assert_not_null(region, "%s", rig.open_text);
+	cr_assert_eq(region->state, KVX_REGION_LIVE);
+	cr_assert_eq(rig.script.n_mrs, 2);
+	rig_region_close(&rig, region);
 	rig_stop(&rig);
 	KVX_TEST_END();
 }

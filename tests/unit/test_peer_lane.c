@@ -6,75 +6,14 @@
 #include <string.h>
 
 #include "fault_alloc.h"
-#include "peer_rig.h"
+#include "peer_pair.h"
 #include "proto/kvx_err.h"
 #include "test_end.h"
-
-#define RW  (KVX_ACCESS_READ | KVX_ACCESS_WRITE)
-#define LEN 65536
-
-static struct peer_rig rig;
-static struct kvx_region *here, *there;
-static struct kvx_target *target;
-
-/* A region on either node, and b's resolved on a. */
-static KVX_ON_LOOP void start_with_target(void)
-{
-	struct rig_answer answer;
-	struct kvx_desc desc;
-
-	rig_start(&rig);
-	here = rig_region(&rig.a, LEN, RW, NULL);
-	there = rig_region(&rig.b, LEN, RW, NULL);
-	memset(here->mem.addr, 0x11, LEN);
-	memset(there->mem.addr, 0x22, LEN);
-	desc = rig_desc(&rig.b, there);
-	answer = rig_resolve(&rig.a, &desc);
-	cr_assert_eq(answer.status, 0, "%s", answer.text);
-	target = answer.target;
-}
-
-static bool all_are(const uint8_t *p, uint8_t value)
-{
-	for (unsigned i = 0; i < LEN; i++)
-		if (p[i] != value)
-			return false;
-	return true;
-}
-
-static KVX_ON_LOOP void stop(void)
-{
-	kvx_target_unref(target);
-	rig_stop(&rig);
-}
-
-/* Gives a a fresh target of the same region, after a loss. */
-static KVX_ON_LOOP void resolve_again(void)
-{
-	struct kvx_desc desc = rig_desc(&rig.b, there);
-	struct rig_answer answer;
-
-	kvx_target_unref(target);
-	answer = rig_resolve(&rig.a, &desc);
-	cr_assert_eq(answer.status, 0, "%s", answer.text);
-	target = answer.target;
-}
-
-static KVX_ON_LOOP void assert_write_works(void)
-{
-	unsigned n = rig.a.n_ends;
-
-	memset(there->mem.addr, 0x33, LEN);
-	cr_assert_eq(rig_submit(&rig.a, KVX_OP_WRITE, here, target, LEN, 1000), 0);
-	cr_assert(RIG_UNTIL(&rig, rig.a.n_ends > n, 2000), "no end");
-	cr_assert_eq(rig.a.ends[n].end.status, 0, "%s", rig.a.ends[n].text);
-	cr_assert(all_are(there->mem.addr, 0x11));
-}
 
 Test(peer_lane, write_ends_with_an_arrival_at_the_owner)
 {
 	rig_init(&rig);
-	start_with_target();
+	pair_start();
 	cr_assert_eq(rig_submit(&rig.a, KVX_OP_WRITE, here, target, LEN, 1000), 0);
 	cr_assert(RIG_UNTIL(&rig, rig.b.n_arrivals == 1, 1000));
 	cr_assert_eq(rig.a.n_ends, 1);
@@ -88,21 +27,21 @@ Test(peer_lane, write_ends_with_an_arrival_at_the_owner)
 	cr_assert_eq(rig.b.arrivals[0].arrival.op, KVX_OP_WRITE);
 	cr_assert_eq(rig.b.arrivals[0].arrival.payload_bytes, 7);
 	cr_assert_eq(memcmp(rig.b.arrivals[0].payload, "payload", 7), 0);
-	cr_assert(all_are(there->mem.addr, 0x11));
-	stop();
+	cr_assert(pair_all_are(there->mem.addr, 0x11));
+	pair_stop();
 	KVX_TEST_END();
 }
 
 Test(peer_lane, read_brings_the_bytes_and_tells_the_owner)
 {
 	rig_init(&rig);
-	start_with_target();
+	pair_start();
 	cr_assert_eq(rig_submit(&rig.a, KVX_OP_READ, here, target, LEN, 1000), 0);
 	cr_assert(RIG_UNTIL(&rig, rig.b.n_arrivals == 1, 1000));
 	cr_assert_eq(rig.a.ends[0].end.status, 0);
 	cr_assert_eq(rig.b.arrivals[0].arrival.op, KVX_OP_READ);
-	cr_assert(all_are(here->mem.addr, 0x22));
-	stop();
+	cr_assert(pair_all_are(here->mem.addr, 0x22));
+	pair_stop();
 	KVX_TEST_END();
 }
 
@@ -112,16 +51,16 @@ Test(peer_lane, both_directions_share_one_lane)
 	struct kvx_desc desc;
 
 	rig_init(&rig);
-	start_with_target();
+	pair_start();
 	desc = rig_desc(&rig.a, here);
 	back = rig_resolve(&rig.b, &desc);
 	cr_assert_eq(back.status, 0, "%s", back.text);
 	cr_assert_eq(rig_submit(&rig.b, KVX_OP_WRITE, there, back.target, LEN, 1000), 0);
 	cr_assert(RIG_UNTIL(&rig, rig.a.n_arrivals == 1, 1000));
-	cr_assert(all_are(here->mem.addr, 0x22));
+	cr_assert(pair_all_are(here->mem.addr, 0x22));
 	cr_assert_eq(rig_lane_generation(&rig.a), rig_lane_generation(&rig.b));
 	kvx_target_unref(back.target);
-	stop();
+	pair_stop();
 	KVX_TEST_END();
 }
 
@@ -130,7 +69,7 @@ Test(peer_lane, reset_fails_what_is_in_flight_and_recovers_with_a_new_generation
 	uint64_t generation;
 
 	rig_init(&rig);
-	start_with_target();
+	pair_start();
 	generation = rig_lane_generation(&rig.a);
 	rig.script.latency_ns = 500 * KVX_MS;
 	cr_assert_eq(rig_submit(&rig.a, KVX_OP_WRITE, here, target, LEN, 10000), 0);
@@ -140,14 +79,14 @@ Test(peer_lane, reset_fails_what_is_in_flight_and_recovers_with_a_new_generation
 	cr_assert_eq(rig.a.ends[0].end.status, -EIO);
 	cr_assert_not_null(strstr(rig.a.ends[0].text, "the test says so"));
 	cr_assert_eq(rig.b.arrivals[0].arrival.status, -EIO);
-	cr_assert(all_are(there->mem.addr, 0x22), "bytes landed after the fence");
+	cr_assert(pair_all_are(there->mem.addr, 0x22), "bytes landed after the fence");
 	rig.script.latency_ns = 0;
 	cr_assert(RIG_UNTIL(&rig, rig_lane_is_up(&rig.a) && rig_lane_is_up(&rig.b), 2000));
 	cr_assert_gt(rig_lane_generation(&rig.a), generation);
 	cr_assert_eq(rig_lane_generation(&rig.a), rig_lane_generation(&rig.b));
 	cr_assert_not(target->lost);
-	assert_write_works();
-	stop();
+	pair_assert_write_works();
+	pair_stop();
 	KVX_TEST_END();
 }
 
@@ -158,23 +97,23 @@ Test(peer_lane, reset_by_the_higher_node_recovers_too)
 	uint64_t generation;
 
 	rig_init(&rig);
-	start_with_target();
+	pair_start();
 	desc = rig_desc(&rig.a, here);
 	back = rig_resolve(&rig.b, &desc);
 	generation = rig_lane_generation(&rig.a);
 	kvx_peers_lane_reset(rig.b.peers, back.target->lane, "the test says so");
 	cr_assert(RIG_UNTIL(&rig, rig_lane_generation(&rig.a) > generation, 1000));
 	cr_assert(RIG_UNTIL(&rig, rig_lane_is_up(&rig.a) && rig_lane_is_up(&rig.b), 2000));
-	assert_write_works();
+	pair_assert_write_works();
 	kvx_target_unref(back.target);
-	stop();
+	pair_stop();
 	KVX_TEST_END();
 }
 
 Test(peer_lane, lost_endpoint_recovers_and_waiting_transfers_go_on)
 {
 	rig_init(&rig);
-	start_with_target();
+	pair_start();
 	rig.script.ep_down_at_op = (unsigned)rig.script.n_ops + 1;
 	cr_assert_eq(rig_submit(&rig.a, KVX_OP_WRITE, here, target, LEN, 10000), 0);
 	cr_assert(RIG_UNTIL(&rig, rig.a.n_ends == 1, 2000));
@@ -184,14 +123,14 @@ Test(peer_lane, lost_endpoint_recovers_and_waiting_transfers_go_on)
 		rig_turn(&rig); /* the lane may wait for the other side's fence */
 	cr_assert(RIG_UNTIL(&rig, rig.a.n_ends == 2, 2000));
 	cr_assert_eq(rig.a.ends[1].end.status, 0, "%s", rig.a.ends[1].text);
-	stop();
+	pair_stop();
 	KVX_TEST_END();
 }
 
 Test(peer_lane, lost_completion_ends_at_the_deadline_and_the_lane_recovers)
 {
 	rig_init(&rig);
-	start_with_target();
+	pair_start();
 	rig.script.drop_nth_op = (unsigned)rig.script.n_ops + 1;
 	cr_assert_eq(rig_submit(&rig.a, KVX_OP_WRITE, here, target, LEN, 100), 0);
 	cr_assert(RIG_UNTIL(&rig, rig.a.n_ends == 1, 2000), "no end");
@@ -200,8 +139,8 @@ Test(peer_lane, lost_completion_ends_at_the_deadline_and_the_lane_recovers)
 	cr_assert_eq(rig.b.arrivals[0].arrival.status, -ETIMEDOUT);
 	rig.script.drop_nth_op = 0;
 	cr_assert(RIG_UNTIL(&rig, rig_lane_is_up(&rig.a), 2000));
-	assert_write_works();
-	stop();
+	pair_assert_write_works();
+	pair_stop();
 	KVX_TEST_END();
 }
 
@@ -212,9 +151,9 @@ Test(peer_lane, failed_set_ups_are_tried_again)
 	rig.script.faults[KVX_FAKE_LISTEN].err = -ENOMEM;
 	rig.script.faults[KVX_FAKE_CONNECT].nth = 2;
 	rig.script.faults[KVX_FAKE_CONNECT].err = -EIO;
-	start_with_target();
-	assert_write_works();
-	stop();
+	pair_start();
+	pair_assert_write_works();
+	pair_stop();
 	KVX_TEST_END();
 }
 
@@ -226,7 +165,7 @@ Test(peer_lane, write_survives_every_failed_allocation)
 
 	rig_init(&rig);
 	rig.a.conf.reconnect_max_ms = rig.b.conf.reconnect_max_ms = 20;
-	start_with_target();
+	pair_start();
 	for (n = 1; faulted; n++) {
 		int err;
 
@@ -241,13 +180,13 @@ Test(peer_lane, write_survives_every_failed_allocation)
 		cr_assert_leq(rig.b.n_arrivals, 1);
 		if (target->lost) {
 			cr_assert(RIG_UNTIL(&rig, rig_lane_is_up(&rig.a), 2000));
-			resolve_again();
+			pair_resolve_again();
 		}
 		cr_assert(RIG_UNTIL(&rig, rig_lane_is_up(&rig.a), 2000));
-		assert_write_works();
+		pair_assert_write_works();
 	}
 	cr_assert_gt(n, 3);
-	stop();
+	pair_stop();
 	KVX_TEST_END();
 }
 
@@ -273,7 +212,7 @@ Test(peer_lane, unregistered_region_is_withdrawn_after_its_transfers_were_fenced
 	unsigned before;
 
 	rig_init(&rig);
-	start_with_target();
+	pair_start();
 	kvx_target_watch(target, &lost.watch);
 	rig.script.latency_ns = 50 * KVX_MS;
 	cr_assert_eq(rig_submit(&rig.a, KVX_OP_WRITE, here, target, LEN, 10000), 0);
@@ -288,7 +227,7 @@ Test(peer_lane, unregistered_region_is_withdrawn_after_its_transfers_were_fenced
 	cr_assert_eq(rig.b.n_arrivals, 1);
 	cr_assert(rig_lane_is_up(&rig.a), "the lane is fine");
 	kvx_target_unwatch(target, &lost.watch);
-	stop();
+	pair_stop();
 	KVX_TEST_END();
 }
 
@@ -297,13 +236,13 @@ Test(peer_lane, unused_target_is_withdrawn_at_once)
 	unsigned before;
 
 	rig_init(&rig);
-	start_with_target();
+	pair_start();
 	kvx_target_unref(target);
 	target = NULL;
 	before = rig.b.n_region_events;
 	rig_region_close(&rig.b, there);
 	cr_assert(RIG_UNTIL(&rig, rig.b.n_region_events > before, 100));
-	stop();
+	pair_stop();
 	KVX_TEST_END();
 }
 
@@ -315,7 +254,7 @@ Test(peer_lane, peer_that_does_not_let_go_is_fenced)
 	rig_init(&rig);
 	rig.b.conf.lost_ms = rig.a.conf.lost_ms = 5000;
 	rig_wire_b(&rig);
-	start_with_target();
+	pair_start();
 	rig_pass(&rig, 200);
 	rig.wire_held = true;
 	before = rig.b.n_region_events;
@@ -330,7 +269,7 @@ Test(peer_lane, peer_that_does_not_let_go_is_fenced)
 	cr_assert(rig.a.n_ends == 0 || rig.a.ends[0].end.status < 0);
 	rig.wire_held = false;
 	cr_assert(RIG_UNTIL(&rig, target->lost, 2000));
-	stop();
+	pair_stop();
 	KVX_TEST_END();
 }
 
@@ -342,7 +281,7 @@ Test(peer_lane, connection_cut_in_a_write_ends_it_after_the_other_sides_lease)
 
 	rig_init(&rig);
 	rig_wire_b(&rig);
-	start_with_target();
+	pair_start();
 	rig_pass(&rig, 150);
 	rig.script.latency_ns = 5000 * KVX_MS;
 	cr_assert_eq(rig_submit(&rig.a, KVX_OP_WRITE, here, target, LEN, 60000), 0);
@@ -357,11 +296,11 @@ Test(peer_lane, connection_cut_in_a_write_ends_it_after_the_other_sides_lease)
 	cr_assert_eq(rig.a.ends[0].end.status, -EHOSTDOWN);
 	cr_assert_leq(rig.script.now_ns - begin, 330 * KVX_MS);
 	rig.script.latency_ns = 0;
-	cr_assert(all_are(there->mem.addr, 0x22), "bytes landed after the end");
-	resolve_again();
-	assert_write_works();
+	cr_assert(pair_all_are(there->mem.addr, 0x22), "bytes landed after the end");
+	pair_resolve_again();
+	pair_assert_write_works();
 	cr_assert_eq(rig.a.n_arrivals, 0);
-	stop();
+	pair_stop();
 	KVX_TEST_END();
 }
 
@@ -373,7 +312,7 @@ Test(peer_lane, connection_cut_on_one_side_ends_a_write_only_after_the_other_sid
 	rig_init(&rig);
 	rig.a.conf.reconnect_min_ms = rig.a.conf.reconnect_max_ms = 5000;
 	rig_wire_b(&rig);
-	start_with_target();
+	pair_start();
 	rig.script.latency_ns = 5000 * KVX_MS;
 	cr_assert_eq(rig_submit(&rig.a, KVX_OP_WRITE, here, target, LEN, 60000), 0);
 	rig_pass(&rig, 150);
@@ -385,7 +324,7 @@ Test(peer_lane, connection_cut_on_one_side_ends_a_write_only_after_the_other_sid
 	cr_assert_eq(rig.a.ends[0].end.status, -EHOSTDOWN);
 	rig.script.latency_ns = 0;
 	rig_wire_cut(&rig);
-	stop();
+	pair_stop();
 	KVX_TEST_END();
 }
 
@@ -396,7 +335,7 @@ Test(peer_lane, reconnection_tells_that_the_other_side_has_stopped)
 	rig_init(&rig);
 	rig.a.conf.lost_ms = rig.b.conf.lost_ms = 5000;
 	rig_wire_b(&rig);
-	start_with_target();
+	pair_start();
 	rig.script.latency_ns = 50000 * KVX_MS;
 	cr_assert_eq(rig_submit(&rig.a, KVX_OP_WRITE, here, target, LEN, 60000), 0);
 	rig_pass(&rig, 150);
@@ -407,7 +346,7 @@ Test(peer_lane, reconnection_tells_that_the_other_side_has_stopped)
 	cr_assert_eq(rig.b.n_arrivals, 1);
 	rig.script.latency_ns = 0;
 	rig_wire_cut(&rig);
-	stop();
+	pair_stop();
 	KVX_TEST_END();
 }
 
@@ -417,7 +356,7 @@ Test(peer_lane, reset_that_is_not_answered_ends_after_the_other_sides_lease)
 
 	rig_init(&rig);
 	rig_wire_b(&rig);
-	start_with_target();
+	pair_start();
 	rig.script.latency_ns = 5000 * KVX_MS;
 	cr_assert_eq(rig_submit(&rig.a, KVX_OP_WRITE, here, target, LEN, 60000), 0);
 	rig_pass(&rig, 150);
@@ -429,7 +368,7 @@ Test(peer_lane, reset_that_is_not_answered_ends_after_the_other_sides_lease)
 	cr_assert_leq(rig.script.now_ns - begin, 700 * KVX_MS);
 	rig.script.latency_ns = 0;
 	rig.wire_held = false;
-	stop();
+	pair_stop();
 	KVX_TEST_END();
 }
 
@@ -439,7 +378,7 @@ Test(peer_lane, dead_node_ends_a_write_only_when_its_lease_is_over)
 
 	rig_init(&rig);
 	rig_wire_b(&rig);
-	start_with_target();
+	pair_start();
 	rig.script.latency_ns = 5000 * KVX_MS;
 	cr_assert_eq(rig_submit(&rig.a, KVX_OP_WRITE, here, target, LEN, 60000), 0);
 	rig_pass(&rig, 150);
@@ -453,7 +392,7 @@ Test(peer_lane, dead_node_ends_a_write_only_when_its_lease_is_over)
 	cr_assert(RIG_UNTIL(&rig, rig.b.n_arrivals == 1, 500));
 	cr_assert_eq(rig.b.arrivals[0].arrival.status, -EHOSTDOWN);
 	rig.wire_held = false;
-	stop();
+	pair_stop();
 	KVX_TEST_END();
 }
 
@@ -464,7 +403,7 @@ Test(peer_lane, nothing_lands_after_the_lease)
 	rig_init(&rig);
 	rig.b.conf.lost_ms = rig.a.conf.lost_ms = 300;
 	rig_wire_b(&rig);
-	start_with_target();
+	pair_start();
 	rig_pass(&rig, 150);
 	rig.wire_held = true;
 	/* An op that is due after b's lease: b has not noticed anything when it arrives. */
@@ -475,24 +414,24 @@ Test(peer_lane, nothing_lands_after_the_lease)
 	kvx_fake_advance(&rig.script, 350 * KVX_MS); /* nobody's loop turns meanwhile */
 	for (unsigned i = 0; i < 4; i++)
 		kvx_node_pump(rig.b.node);
-	cr_assert(all_are(there->mem.addr, 0x22), "it landed after the lease");
+	cr_assert(pair_all_are(there->mem.addr, 0x22), "it landed after the lease");
 	rig.script.latency_ns = 0;
 	cr_assert(RIG_UNTIL(&rig, rig.a.n_ends == 1, 2000));
 	cr_assert_eq(rig.a.ends[0].end.status, -EHOSTDOWN);
-	cr_assert(all_are(there->mem.addr, 0x22));
+	cr_assert(pair_all_are(there->mem.addr, 0x22));
 	rig.wire_held = false;
-	stop();
+	pair_stop();
 	KVX_TEST_END();
 }
 
 Test(peer_lane, idle_lane_lives_on_its_heartbeats)
 {
 	rig_init(&rig);
-	start_with_target();
+	pair_start();
 	rig_pass(&rig, 2000);
-	assert_write_works();
+	pair_assert_write_works();
 	cr_assert_eq(rig.a.n_ends, 1);
-	stop();
+	pair_stop();
 	KVX_TEST_END();
 }
 
@@ -501,7 +440,7 @@ Test(peer_lane, goodbye_ends_transfers_at_once)
 	uint64_t begin;
 
 	rig_init(&rig);
-	start_with_target();
+	pair_start();
 	rig.script.latency_ns = 5000 * KVX_MS;
 	cr_assert_eq(rig_submit(&rig.a, KVX_OP_WRITE, here, target, LEN, 60000), 0);
 	rig_pass(&rig, 20);
@@ -512,7 +451,7 @@ Test(peer_lane, goodbye_ends_transfers_at_once)
 	cr_assert_lt(rig.a.ends[0].end.status, 0);
 	cr_assert(target->lost);
 	rig.script.latency_ns = 0;
-	stop();
+	pair_stop();
 	KVX_TEST_END();
 }
 
@@ -522,7 +461,7 @@ Test(peer_lane, restarted_node_is_met_again_with_a_new_epoch)
 	struct kvx_desc old;
 
 	rig_init(&rig);
-	start_with_target();
+	pair_start();
 	old = rig_desc(&rig.b, there);
 	rig_close_side(&rig.b);
 	rig_pass(&rig, 50);
@@ -531,9 +470,9 @@ Test(peer_lane, restarted_node_is_met_again_with_a_new_epoch)
 	strcpy(old.addr, kvx_peers_address(rig.b.peers));
 	stale = rig_resolve(&rig.a, &old);
 	cr_assert_eq(stale.status, -ESTALE, "%d %s", stale.status, stale.text);
-	resolve_again();
-	assert_write_works();
-	stop();
+	pair_resolve_again();
+	pair_assert_write_works();
+	pair_stop();
 	KVX_TEST_END();
 }
 
@@ -543,16 +482,16 @@ Test(peer_lane, lost_peer_is_dialed_again_while_its_regions_were_used)
 
 	rig_init(&rig);
 	rig_wire_b(&rig);
-	start_with_target();
+	pair_start();
 	rig_wire_cut(&rig);
 	cr_assert(RIG_UNTIL(&rig, !rig_is_up(&rig.a), 100));
 	cr_assert(RIG_UNTIL(&rig, rig_is_up(&rig.a), 1000), "not dialed again");
 	cr_assert(rig_row(&rig.a, &row));
 	cr_assert_eq(row.n_connects, 2);
 	cr_assert(RIG_UNTIL(&rig, rig_lane_is_up(&rig.a), 1000));
-	resolve_again();
-	assert_write_works();
-	stop();
+	pair_resolve_again();
+	pair_assert_write_works();
+	pair_stop();
 	KVX_TEST_END();
 }
 
@@ -560,24 +499,19 @@ Test(peer_lane, unused_target_is_given_back_after_a_while)
 {
 	struct kvx_peer_row row;
 
-	rig_init(&rig);
-	rig.a.conf.heartbeat_ms = rig.b.conf.heartbeat_ms = 5000;
-	rig.a.conf.lost_ms = rig.b.conf.lost_ms = 20000;
-	start_with_target();
+	pair_init_slow();
+	pair_start();
 	kvx_target_unref(target);
 	rig_pass(&rig, 1000);
 	cr_assert(rig_row(&rig.a, &row));
 	cr_assert_eq(row.n_targets, 1, "not kept warm");
-	for (unsigned i = 0; i < 90; i++) {
-		kvx_fake_advance(&rig.script, 990 * KVX_MS);
-		rig_pass(&rig, 10);
-	}
+	pair_leap(90);
 	cr_assert(rig_row(&rig.a, &row));
 	cr_assert_str_eq(row.state, "up");
 	cr_assert_eq(row.n_targets, 0);
 	target = NULL;
-	resolve_again();
-	assert_write_works();
-	stop();
+	pair_resolve_again();
+	pair_assert_write_works();
+	pair_stop();
 	KVX_TEST_END();
 }

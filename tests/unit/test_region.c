@@ -37,7 +37,10 @@ static int add(struct kvx_regions *regions, uint64_t len, uint32_t owner_regions
 	request.owner_regions = owner_regions;
 	request.owner_bytes = owner_bytes;
 	request.layout = kvx_layout_create(1);
-	return kvx_region_add(regions, &request, out_region, why);
+	int err = kvx_region_add(regions, &request, out_region, why);
+	if (err < 0)
+		close(request.fd);
+	return err;
 }
 
 Test(region, life_of_one)
@@ -67,7 +70,8 @@ Test(region, life_of_one)
 	KVX_TEST_END();
 }
 
-/* Whatever is refused: the fd is closed and the layout freed, which KVX_TEST_END() sees. */
+/* Whatever is refused: the fd stays the caller's and the layout is freed, which KVX_TEST_END()
+ * sees. */
 Test(region, each_quota_is_named)
 {
 	struct kvx_regions *regions = table(2, 1, 3 * PAGE, 2 * PAGE);
@@ -134,6 +138,7 @@ Test(region, bad_memory_is_refused_with_its_reason)
 	cr_assert_not_null(strstr(why.text, "F_SEAL_SHRINK"), "%s", why.text);
 	cr_assert_eq(kvx_regions_count(regions), 0);
 	cr_assert_eq(kvx_regions_bytes(regions), 0);
+	cr_assert_eq(close(request.fd), 0);
 	kvx_regions_destroy(regions);
 	KVX_TEST_END();
 }
@@ -183,6 +188,7 @@ Test(region, out_of_memory_leaves_nothing_behind)
 		if (!fault_alloc_disarm())
 			break;
 		cr_assert_eq(err, -ENOMEM);
+		close(request.fd);
 	}
 	cr_assert_eq(err, 0);
 	cr_assert_gt(n, 1);

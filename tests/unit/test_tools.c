@@ -62,6 +62,7 @@ Test(tools, keys_tell_their_unit)
 	cr_assert_not(kvx_is_ns_key("insane"));
 	cr_assert(kvx_is_bytes_key("bytes"));
 	cr_assert(kvx_is_bytes_key("frame_bytes"));
+	cr_assert(kvx_is_bytes_key("queued_bytes_per_client"));
 	cr_assert_not(kvx_is_bytes_key("clients"));
 	KVX_TEST_END();
 }

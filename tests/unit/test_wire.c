@@ -17,7 +17,7 @@
 /* Sends bytes with fds in one sendmsg, as a peer that does not use the writer could. */
 static void raw_send(int socket, const void *bytes, size_t len, const int *fds, unsigned n_fds)
 {
-	char control[CMSG_SPACE(16 * sizeof(int))] = {0};
+	char control[CMSG_SPACE(253 * sizeof(int))] = {0};
 	struct iovec iov = {.iov_base = (void *)(uintptr_t)bytes, .iov_len = len};
 	struct msghdr mh = {.msg_iov = &iov, .msg_iovlen = 1};
 
@@ -140,6 +140,37 @@ Test(wire, untaken_fds_are_closed_with_the_message_and_the_reader)
 	close(fds[0]);
 	close(fds[1]);
 	fixture_close(&f); /* the second frame was never taken */
+	KVX_TEST_END();
+}
+
+static void discard_count(void *arg, int fd)
+{
+	++*(unsigned *)arg;
+	close(fd);
+}
+
+/* Also those of a call that brought more than any frame may carry: none is closed on the way. */
+Test(wire, fds_that_no_message_took_go_to_who_wants_them)
+{
+	struct fixture f;
+	uint8_t bytes[KVX_WIRE_HDR_BYTES];
+	unsigned n_discarded = 0;
+	int fds[200];
+
+	fixture_open(&f);
+	kvx_reader_set_discard(f.reader, discard_count, &n_discarded);
+	for (unsigned i = 0; i < 200; i++)
+		fds[i] = memfd_new(i);
+	cr_assert_eq(kvx_writer_put(f.writer, 9, "x", 1, fds, 2), 0);
+	cr_assert_eq(kvx_writer_flush(f.writer, f.sockets[0]), 0);
+	cr_assert_gt(kvx_reader_fill(f.reader, f.sockets[1]), 0);
+	raw_header(bytes, 0, 1, KVX_WIRE_MAX_FDS);
+	raw_send(f.sockets[0], bytes, sizeof(bytes), fds, 200);
+	cr_assert_eq(kvx_reader_fill(f.reader, f.sockets[1]), -EPROTO);
+	cr_assert_eq(n_discarded, 202);
+	for (unsigned i = 0; i < 200; i++)
+		close(fds[i]);
+	fixture_close(&f);
 	KVX_TEST_END();
 }
 

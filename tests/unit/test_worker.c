@@ -394,6 +394,34 @@ Test(worker, no_note_is_lost)
 	KVX_TEST_END();
 }
 
+/* Of many news of one kind that nobody has taken the last one is kept. */
+Test(worker, a_device_that_is_up_again_is_noted_until_it_is_lost)
+{
+	struct kvx_fake_script script = {0};
+	struct test_worker t;
+
+	open_fake(&t, &script);
+	kvx_fake_device_up(&script, NULL);
+	test_worker_turn(&t);
+	cr_assert_eq(t.n_notes, 1);
+	cr_assert_eq(t.note.kind, KVX_TEV_DEVICE_UP);
+	for (unsigned i = 0; i < 200; i++) {
+		kvx_fake_device_up(&script, NULL);
+		kvx_worker_pump(t.worker); /* nobody drains */
+	}
+	for (unsigned i = 0; i < 10; i++)
+		test_worker_turn(&t);
+	cr_assert_eq(t.n_notes, 1 + 64 + 1);
+	kvx_fake_device_lose(&script, NULL);
+	test_worker_turn(&t);
+	kvx_fake_device_up(&script, NULL);
+	test_worker_turn(&t);
+	cr_assert_eq(t.n_notes, 67);
+	cr_assert_eq(t.note.kind, KVX_TEV_DEVICE_LOST);
+	close_fake(&t, &script);
+	KVX_TEST_END();
+}
+
 Test(worker, commands_for_an_unknown_ep_are_refused)
 {
 	static const enum kvx_work_kind kinds[] = {KVX_CMD_CONNECT, KVX_CMD_EP_CLOSE, KVX_CMD_FENCE,

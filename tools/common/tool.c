@@ -165,7 +165,7 @@ bool kvx_is_ns_key(const char *name)
 bool kvx_is_bytes_key(const char *name)
 {
 	return strcmp(name, "bytes") == 0 || strncmp(name, "bytes_", 6) == 0 ||
-	       name_ends(name, "_bytes");
+	       strstr(name, "_bytes_") != NULL || name_ends(name, "_bytes");
 }
 
 int kvx_parse_double(const char *text, double min, double max, double *out_value)

@@ -26,7 +26,7 @@ char *kvx_unit_ns(char *buf, uint64_t ns);               /* "12.3 us" */
 char *kvx_unit_age(char *buf, uint64_t ns);              /* "3d 4h", "12 s" */
 char *kvx_unit_count(char *buf, uint64_t n);             /* "1,234,567" */
 char *kvx_unit_rate(char *buf, double bytes_per_second); /* "12.3 GB/s" */
-/* What a value is, by its name: "..._ns", "..._bytes", "bytes_...", "bytes". */
+/* What a value is, by its name: "..._ns", "..._bytes", "..._bytes_...", "bytes_...", "bytes". */
 bool kvx_is_ns_key(const char *name);
 bool kvx_is_bytes_key(const char *name);
 /* "64K", "1.5G", "4096"; binary units. 0 or -EINVAL, -ERANGE. */

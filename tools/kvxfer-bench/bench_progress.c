@@ -7,7 +7,7 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
-#include "transport/copy/copy_kernels.h"
+#include "transport/copy_kernels.h"
 
 #define BAR 24u
 

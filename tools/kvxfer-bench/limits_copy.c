@@ -7,7 +7,7 @@
 #include <stdlib.h>
 
 #include "limit.h"
-#include "transport/copy/copy_kernels.h"
+#include "transport/copy_kernels.h"
 
 #define PIECE_BYTES (256u << 10)
 #define QUAD_MAX    (16u << 10) /* blocks up to this are copied four at a time */

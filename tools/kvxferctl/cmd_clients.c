@@ -4,13 +4,14 @@
 #include <json-c/json.h>
 
 static const struct kvx_column columns[] = {
-    {"ID", KVX_RIGHT, KVX_KEEP},       {"NAME", KVX_LEFT, KVX_CUT},
-    {"PID", KVX_RIGHT, KVX_KEEP},      {"UID", KVX_RIGHT, KVX_HIDE},
-    {"LIBRARY", KVX_LEFT, KVX_HIDE},   {"AGE", KVX_RIGHT, KVX_KEEP},
-    {"REGIONS", KVX_RIGHT, KVX_KEEP},  {"MEMORY", KVX_RIGHT, KVX_KEEP},
-    {"IMPORTS", KVX_RIGHT, KVX_HIDE},  {"TRANSFERS", KVX_RIGHT, KVX_KEEP},
-    {"OF TOTAL", KVX_RIGHT, KVX_HIDE}, {"MOVED", KVX_RIGHT, KVX_KEEP},
-    {"UNREAD", KVX_RIGHT, KVX_HIDE},
+    {"ID", KVX_RIGHT, KVX_KEEP},        {"NAME", KVX_LEFT, KVX_CUT},
+    {"TENANT", KVX_LEFT, KVX_HIDE},     {"PID", KVX_RIGHT, KVX_KEEP},
+    {"UID", KVX_RIGHT, KVX_HIDE},       {"LIBRARY", KVX_LEFT, KVX_HIDE},
+    {"AGE", KVX_RIGHT, KVX_KEEP},       {"REGIONS", KVX_RIGHT, KVX_KEEP},
+    {"MEMORY", KVX_RIGHT, KVX_KEEP},    {"IMPORTS", KVX_RIGHT, KVX_HIDE},
+    {"TRANSFERS", KVX_RIGHT, KVX_KEEP}, {"OF TOTAL", KVX_RIGHT, KVX_HIDE},
+    {"MOVED", KVX_RIGHT, KVX_KEEP},     {"UNREAD", KVX_RIGHT, KVX_HIDE},
+    {"QUEUED", KVX_RIGHT, KVX_HIDE},
 };
 
 static void client_row(struct kvx_table *table, struct json_object *c)
@@ -19,6 +20,7 @@ static void client_row(struct kvx_table *table, struct json_object *c)
 
 	kvx_table_cell(table, "%s", kvx_json_str(c, "id"));
 	kvx_table_cell(table, "%s", kvx_ctl_dash(kvx_json_str(c, "name")));
+	kvx_table_cell(table, "%s", kvx_json_str(c, "tenant"));
 	kvx_table_cell(table, "%s", kvx_json_str(c, "pid"));
 	kvx_table_cell(table, "%s", kvx_json_str(c, "uid"));
 	kvx_table_cell(table, "%s", kvx_ctl_dash(kvx_json_str(c, "library")));
@@ -31,6 +33,7 @@ static void client_row(struct kvx_table *table, struct json_object *c)
 	kvx_table_cell(table, "%s", kvx_unit_count(buf, kvx_json_u64(c, "transfers_total")));
 	kvx_table_cell(table, "%s", kvx_unit_bytes(buf, kvx_json_u64(c, "bytes_total")));
 	kvx_table_cell(table, "%s", kvx_unit_bytes(buf, kvx_json_u64(c, "events_pending_bytes")));
+	kvx_table_cell(table, "%s", kvx_unit_bytes(buf, kvx_json_u64(c, "queued_bytes")));
 }
 
 int kvx_cmd_clients(struct kvx_ctl *ctl)

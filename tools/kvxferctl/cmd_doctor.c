@@ -13,61 +13,6 @@
 #include "doctor.h"
 #include "kvxfer/client.h"
 
-void kvx_report_add(struct kvx_report *report, enum kvx_finding_level level, const char *check,
-		    char *text, char *cure)
-{
-	unsigned n = report->n_findings++;
-
-	report->findings =
-	    kvx_tool_realloc(report->findings, report->n_findings * sizeof(*report->findings));
-	report->findings[n] = (struct kvx_finding){
-	    .level = level,
-	    .check = check,
-	    .text = text,
-	    .cure = cure ? cure : kvx_tool_strdup(""),
-	};
-	if (level > report->worst)
-		report->worst = level;
-}
-
-void kvx_report_ok(struct kvx_report *report, const char *check, char *text)
-{
-	kvx_report_add(report, KVX_FINDING_OK, check, text, NULL);
-}
-
-char *kvx_read_line(const char *path, char *buf, size_t buf_bytes)
-{
-	FILE *f = fopen(path, "re");
-	char *line;
-
-	if (!f)
-		return NULL;
-	line = fgets(buf, (int)buf_bytes, f);
-	fclose(f);
-	if (line)
-		line[strcspn(line, "\n")] = '\0';
-	return line;
-}
-
-int kvx_read_field(const char *path, const char *key, uint64_t *out_value)
-{
-	FILE *f = fopen(path, "re");
-	char line[256];
-	size_t len = strlen(key);
-	int rc = -ENOENT;
-
-	if (!f)
-		return -ENOENT;
-	while (rc != 0 && fgets(line, sizeof(line), f)) {
-		if (strncmp(line, key, len) != 0 || line[len] != ':')
-			continue;
-		*out_value = strtoull(line + len + 1, NULL, 10);
-		rc = 0;
-	}
-	fclose(f);
-	return rc;
-}
-
 static void check_socket(struct kvx_report *report, const char *path)
 {
 	char *copy = kvx_tool_strdup(path);
@@ -142,6 +87,32 @@ static struct json_object *check_daemon(struct kvx_ctl *ctl, struct kvx_report *
 	return obj;
 }
 
+/* What the daemon says of its devices; NULL when it does not know the question. */
+static struct json_object *ask_devices(struct kvx_ctl *ctl)
+{
+	struct json_object *obj = NULL;
+	char *text = NULL;
+
+	if (kvxfer_client_query(ctl->client, "devices", NULL, &text) == 0)
+		obj = json_tokener_parse(text);
+	free(text);
+	return obj;
+}
+
+static void check_rdma(struct kvx_report *report, struct kvx_ctl *ctl, bool daemon_answers)
+{
+	static const struct kvx_rdma_places places = {
+	    .sysfs = "/sys/class",
+	    .dev = "/dev/infiniband",
+	    .soname = "libibverbs.so.1",
+	    .limit_ms = 20000,
+	};
+	struct json_object *devices = daemon_answers ? ask_devices(ctl) : NULL;
+
+	kvx_doctor_rdma(report, &places, devices);
+	json_object_put(devices);
+}
+
 static void check_version(struct kvx_report *report, struct json_object *daemon)
 {
 	const char *version = kvx_json_str(daemon, "version");
@@ -151,6 +122,29 @@ static void check_version(struct kvx_report *report, struct json_object *daemon)
 	kvx_report_add(report, KVX_FINDING_WARN, "version",
 		       kvx_tool_printf("daemon %s, library %s", version, kvxfer_version()),
 		       kvx_tool_strdup("install both of the same release and restart kvxferd"));
+}
+
+/* A node without RDMA devices is in order. */
+static void check_transport(struct kvx_report *report, struct json_object *transport)
+{
+	const char *name = kvx_json_str(transport, "name");
+	const char *reason = kvx_json_str(transport, "reason");
+	bool is_verbs = strcmp(name, "verbs") == 0;
+
+	if (kvx_json_bool(transport, "usable"))
+		kvx_report_ok(
+		    report, "transport",
+		    kvx_tool_printf("%s is usable%s%s", name, *reason ? ": " : "", reason));
+	else if (is_verbs && strncmp(reason, "no RDMA device", 14) == 0)
+		kvx_report_ok(report, "transport", kvx_tool_printf("%s: %s", name, reason));
+	else
+		kvx_report_add(report, KVX_FINDING_WARN, "transport",
+			       kvx_tool_printf("%s is not usable: %s", name,
+					       *reason ? reason : "no reason given"),
+			       kvx_tool_strdup(is_verbs ? "see what is said of rdma below, and "
+							  "[verbs] in kvxferd.conf(5)"
+							: "see fabric.provider and peer.enable in "
+							  "kvxferd.conf(5), and `fi_info`"));
 }
 
 static void check_transports(struct kvx_report *report, struct json_object *daemon)
@@ -164,22 +158,8 @@ static void check_transports(struct kvx_report *report, struct json_object *daem
 			       kvx_tool_strdup("start kvxferd and run doctor again"));
 		return;
 	}
-	for (size_t i = 0; i < kvx_json_length(transports); i++) {
-		struct json_object *t = kvx_json_at(transports, i);
-		const char *reason = kvx_json_str(t, "reason");
-
-		if (kvx_json_bool(t, "usable"))
-			kvx_report_ok(report, "transport",
-				      kvx_tool_printf("%s is usable%s%s", kvx_json_str(t, "name"),
-						      *reason ? ": " : "", reason));
-		else
-			kvx_report_add(report, KVX_FINDING_WARN, "transport",
-				       kvx_tool_printf("%s is not usable: %s",
-						       kvx_json_str(t, "name"),
-						       *reason ? reason : "no reason given"),
-				       kvx_tool_strdup("see fabric.provider and peer.enable in "
-						       "kvxferd.conf(5), and `fi_info`"));
-	}
+	for (size_t i = 0; i < kvx_json_length(transports); i++)
+		check_transport(report, kvx_json_at(transports, i));
 }
 
 static void check_peers(struct kvx_report *report, struct json_object *daemon)
@@ -242,6 +222,7 @@ int kvx_cmd_doctor(struct kvx_ctl *ctl)
 {
 	struct kvx_report report = {0};
 	struct json_object *daemon;
+	bool failed;
 
 	daemon = check_daemon(ctl, &report);
 	check_socket(&report, daemon && *kvx_json_str(daemon, "socket")
@@ -253,17 +234,14 @@ int kvx_cmd_doctor(struct kvx_ctl *ctl)
 	kvx_doctor_limits(&report, daemon);
 	kvx_doctor_memory(&report);
 	kvx_doctor_network(&report);
-	kvx_doctor_rdma(&report);
+	check_rdma(&report, ctl, daemon != NULL);
 	kvx_doctor_gpu(&report);
 	if (ctl->json)
 		print_report_json(&report);
 	else
 		print_report(&report);
-	for (unsigned i = 0; i < report.n_findings; i++) {
-		free(report.findings[i].text);
-		free(report.findings[i].cure);
-	}
-	free(report.findings);
+	failed = report.worst == KVX_FINDING_FAIL;
+	kvx_report_fini(&report);
 	json_object_put(daemon);
-	return report.worst == KVX_FINDING_FAIL ? KVX_CTL_FAILED : KVX_CTL_OK;
+	return failed ? KVX_CTL_FAILED : KVX_CTL_OK;
 }

@@ -5,14 +5,15 @@
 #include <string.h>
 
 static const struct kvx_column columns[] = {
-    {"NODE", KVX_LEFT, KVX_CUT},      {"ADDRESS", KVX_LEFT, KVX_KEEP},
-    {"STATE", KVX_LEFT, KVX_KEEP},    {"FOR", KVX_RIGHT, KVX_KEEP},
-    {"RTT", KVX_RIGHT, KVX_KEEP},     {"LANE", KVX_LEFT, KVX_KEEP},
-    {"GEN", KVX_RIGHT, KVX_HIDE},     {"MOVED", KVX_RIGHT, KVX_KEEP},
-    {"OPS", KVX_RIGHT, KVX_HIDE},     {"BATCHES", KVX_RIGHT, KVX_HIDE},
-    {"RESETS", KVX_RIGHT, KVX_HIDE},  {"TARGETS", KVX_RIGHT, KVX_HIDE},
-    {"INBOUND", KVX_RIGHT, KVX_HIDE}, {"LOST", KVX_RIGHT, KVX_KEEP},
-    {"STALE", KVX_RIGHT, KVX_HIDE},   {"LAST ERROR", KVX_LEFT, KVX_CUT},
+    {"NODE", KVX_LEFT, KVX_CUT},       {"ADDRESS", KVX_LEFT, KVX_KEEP},
+    {"STATE", KVX_LEFT, KVX_KEEP},     {"FOR", KVX_RIGHT, KVX_KEEP},
+    {"RTT", KVX_RIGHT, KVX_KEEP},      {"LANES", KVX_RIGHT, KVX_KEEP},
+    {"LANE", KVX_LEFT, KVX_KEEP},      {"GEN", KVX_RIGHT, KVX_HIDE},
+    {"MOVED", KVX_RIGHT, KVX_KEEP},    {"OPS", KVX_RIGHT, KVX_HIDE},
+    {"BATCHES", KVX_RIGHT, KVX_HIDE},  {"RESETS", KVX_RIGHT, KVX_HIDE},
+    {"TARGETS", KVX_RIGHT, KVX_HIDE},  {"INBOUND", KVX_RIGHT, KVX_HIDE},
+    {"LOST", KVX_RIGHT, KVX_KEEP},     {"STALE", KVX_RIGHT, KVX_HIDE},
+    {"LAST ERROR", KVX_LEFT, KVX_CUT},
 };
 
 static void lane_cells(struct kvx_table *table, struct json_object *lane)
@@ -43,6 +44,7 @@ static void peer_row(struct kvx_table *table, struct json_object *p)
 	kvx_table_cell(table, "%s",
 		       kvx_json_u64(p, "rtt_ns") ? kvx_unit_ns(buf, kvx_json_u64(p, "rtt_ns"))
 						 : "-");
+	kvx_table_cell(table, "%s of %s", kvx_json_str(p, "lanes_up"), kvx_json_str(p, "lanes"));
 	lane_cells(table, kvx_json_get(p, "lane"));
 	kvx_table_cell(table, "%s", kvx_unit_count(buf, kvx_json_u64(p, "targets")));
 	kvx_table_cell(table, "%s", kvx_unit_count(buf, kvx_json_u64(p, "inbound")));

@@ -128,6 +128,41 @@ static void print_workers(struct json_object *now)
 	kvx_table_destroy(table);
 }
 
+static const struct kvx_column device_columns[] = {
+    {"DEVICE", KVX_LEFT, KVX_CUT},        {"REQUESTS", KVX_RIGHT, KVX_KEEP},
+    {"DOORBELLS", KVX_RIGHT, KVX_KEEP},   {"SIGNALED", KVX_RIGHT, KVX_KEEP},
+    {"COMPLETIONS", KVX_RIGHT, KVX_HIDE}, {"INLINE", KVX_RIGHT, KVX_HIDE},
+    {"GATHERED", KVX_RIGHT, KVX_HIDE},    {"FLUSHES", KVX_RIGHT, KVX_HIDE},
+    {"ERRORS", KVX_RIGHT, KVX_KEEP},      {"EVENTS", KVX_RIGHT, KVX_HIDE},
+    {"EPS", KVX_RIGHT, KVX_HIDE},         {"LOST", KVX_RIGHT, KVX_KEEP},
+    {"REGIONS", KVX_RIGHT, KVX_HIDE},     {"MEMORY", KVX_RIGHT, KVX_HIDE},
+};
+
+/* What the devices behind the workers count; nothing where none does. */
+static void print_devices(struct json_object *now)
+{
+	static const char *const keys[] = {
+	    "wrs",    "doorbells",    "signaled", "completions", "inlined", "gathered", "flushes",
+	    "errors", "async_events", "eps_made", "eps_lost",    "regs",    "reg_bytes"};
+	struct json_object *workers = kvx_json_array(now, "workers");
+	struct kvx_table *table = kvx_table_create(device_columns, 14);
+
+	for (size_t i = 0; i < kvx_json_length(workers); i++) {
+		struct json_object *counters = kvx_json_get(kvx_json_at(workers, i), "counters");
+
+		if (!counters)
+			continue;
+		kvx_table_cell(table, "%s", kvx_json_str(kvx_json_at(workers, i), "name"));
+		for (unsigned k = 0; k < 13; k++)
+			unit_cell(table, keys[k], kvx_json_u64(counters, keys[k]));
+	}
+	if (kvx_table_rows(table) > 0) {
+		printf("\n");
+		kvx_table_print(table, stdout);
+	}
+	kvx_table_destroy(table);
+}
+
 static void print_stats(struct kvx_ctl *ctl, struct json_object *now, struct json_object *before)
 {
 	double seconds = 0;
@@ -142,6 +177,7 @@ static void print_stats(struct kvx_ctl *ctl, struct json_object *now, struct jso
 	print_histograms(now);
 	printf("\n");
 	print_workers(now);
+	print_devices(now);
 }
 
 int kvx_cmd_stats(struct kvx_ctl *ctl)

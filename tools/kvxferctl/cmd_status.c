@@ -20,6 +20,21 @@ static void print_transports(struct json_object *obj)
 	}
 }
 
+static void print_tenants(struct json_object *obj)
+{
+	struct json_object *tenants = kvx_json_array(obj, "tenants");
+
+	if (kvx_json_length(tenants) < 2)
+		return; /* the default one: its socket is there already */
+	for (size_t i = 0; i < kvx_json_length(tenants); i++) {
+		struct json_object *t = kvx_json_at(tenants, i);
+
+		printf("%-14s %-12s %s clients, %s\n", i == 0 ? "tenants" : "",
+		       kvx_json_str(t, "name"), kvx_json_str(t, "clients"),
+		       kvx_json_str(t, "socket"));
+	}
+}
+
 static void print_limits(struct json_object *obj)
 {
 	struct json_object *limits = kvx_json_get(obj, "limits");
@@ -33,7 +48,7 @@ static void print_limits(struct json_object *obj)
 		uint64_t n = json_object_get_uint64(value);
 		bool is_bytes = kvx_is_bytes_key(key);
 
-		printf("%-14s %-22s %s\n", lead, key,
+		printf("%-14s %-24s %s\n", lead, key,
 		       is_bytes ? kvx_unit_bytes(buf, n) : kvx_unit_count(buf, n));
 		lead = "";
 	}
@@ -69,6 +84,7 @@ int kvx_cmd_status(struct kvx_ctl *ctl)
 		       kvx_unit_count(transfers, kvx_json_u64(obj, "transfers")));
 		printf("%-14s %s of %s up\n", "peers", kvx_json_str(obj, "peers_up"),
 		       kvx_json_str(obj, "peers"));
+		print_tenants(obj);
 		print_transports(obj);
 		print_limits(obj);
 	}

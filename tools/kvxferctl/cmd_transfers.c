@@ -10,13 +10,14 @@ static bool only_live, only_ended;
 static const char *max_text;
 
 static const struct kvx_column columns[] = {
-    {"ID", KVX_RIGHT, KVX_KEEP},     {"CLIENT", KVX_RIGHT, KVX_KEEP},
-    {"TAG", KVX_RIGHT, KVX_HIDE},    {"OP", KVX_LEFT, KVX_KEEP},
-    {"STATE", KVX_LEFT, KVX_KEEP},   {"STATUS", KVX_LEFT, KVX_KEEP},
-    {"BYTES", KVX_RIGHT, KVX_KEEP},  {"OF", KVX_RIGHT, KVX_HIDE},
-    {"PIECES", KVX_RIGHT, KVX_HIDE}, {"PATH", KVX_LEFT, KVX_KEEP},
-    {"PEER", KVX_LEFT, KVX_CUT},     {"WAITED", KVX_RIGHT, KVX_HIDE},
-    {"TOOK", KVX_RIGHT, KVX_KEEP},   {"RATE", KVX_RIGHT, KVX_KEEP},
+    {"ID", KVX_RIGHT, KVX_KEEP},      {"CLIENT", KVX_RIGHT, KVX_KEEP},
+    {"TENANT", KVX_LEFT, KVX_HIDE},   {"TAG", KVX_RIGHT, KVX_HIDE},
+    {"OP", KVX_LEFT, KVX_KEEP},       {"STATE", KVX_LEFT, KVX_KEEP},
+    {"STATUS", KVX_LEFT, KVX_KEEP},   {"BYTES", KVX_RIGHT, KVX_KEEP},
+    {"OF", KVX_RIGHT, KVX_HIDE},      {"PIECES", KVX_RIGHT, KVX_HIDE},
+    {"RETRIES", KVX_RIGHT, KVX_HIDE}, {"PATH", KVX_LEFT, KVX_KEEP},
+    {"PEER", KVX_LEFT, KVX_CUT},      {"WAITED", KVX_RIGHT, KVX_HIDE},
+    {"TOOK", KVX_RIGHT, KVX_KEEP},    {"RATE", KVX_RIGHT, KVX_KEEP},
     {"CAUSE", KVX_LEFT, KVX_CUT},
 };
 
@@ -75,6 +76,7 @@ void kvx_transfers_row(struct kvx_table *table, struct json_object *t)
 
 	kvx_table_cell(table, "%s", kvx_json_str(t, "id"));
 	kvx_table_cell(table, "%s", kvx_json_str(t, "client"));
+	kvx_table_cell(table, "%s", kvx_json_str(t, "tenant"));
 	kvx_table_cell(table, "%s", kvx_json_str(t, "tag"));
 	kvx_table_cell(table, "%s", kvx_json_str(t, "op"));
 	kvx_table_cell(table, "%s", kvx_ctl_dash(kvx_json_str(t, "state")));
@@ -84,6 +86,7 @@ void kvx_transfers_row(struct kvx_table *table, struct json_object *t)
 	kvx_table_cell(table, "%s", kvx_unit_bytes(buf, kvx_json_u64(t, "bytes")));
 	kvx_table_cell(table, "%s", kvx_unit_bytes(buf, kvx_json_u64(t, "bytes_planned")));
 	kvx_table_cell(table, "%s", kvx_unit_count(buf, kvx_json_u64(t, "pieces")));
+	kvx_table_cell(table, "%s", kvx_unit_count(buf, kvx_json_u64(t, "retries")));
 	kvx_table_cell(table, "%s", kvx_ctl_dash(kvx_json_str(t, "transport")));
 	kvx_table_cell(table, "%s", kvx_ctl_dash(kvx_json_str(t, "peer")));
 	times_cells(table, t);
@@ -142,7 +145,8 @@ int kvx_cmd_transfers(struct kvx_ctl *ctl)
 		if (!only_ended)
 			print_list("running", kvx_json_array(obj, "live"), max);
 		if (!only_live)
-			print_list("ended, newest first", kvx_json_array(obj, "ended"), max);
+			print_list("ended or refused, newest first", kvx_json_array(obj, "ended"),
+				   max);
 	}
 	json_object_put(obj);
 	return KVX_CTL_OK;

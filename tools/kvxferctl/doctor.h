@@ -26,12 +26,22 @@ struct kvx_report {
 void kvx_report_add(struct kvx_report *report, enum kvx_finding_level level, const char *check,
 		    char *text, char *cure);
 void kvx_report_ok(struct kvx_report *report, const char *check, char *text);
+void kvx_report_fini(struct kvx_report *report);
 
 /* daemon: answer of "status", NULL when the daemon does not answer. daemon_pid: 0 then. */
 void kvx_doctor_limits(struct kvx_report *report, struct json_object *daemon);
 void kvx_doctor_memory(struct kvx_report *report);
 void kvx_doctor_network(struct kvx_report *report);
-void kvx_doctor_rdma(struct kvx_report *report);
+/* Where RDMA shows itself; tests have places of their own. */
+struct kvx_rdma_places {
+	const char *sysfs;  /* "/sys/class" */
+	const char *dev;    /* "/dev/infiniband" */
+	const char *soname; /* "libibverbs.so.1" */
+	unsigned limit_ms;  /* how long the library may take */
+};
+/* devices: answer of "devices", NULL when the daemon does not answer. */
+void kvx_doctor_rdma(struct kvx_report *report, const struct kvx_rdma_places *places,
+		     struct json_object *devices);
 void kvx_doctor_gpu(struct kvx_report *report);
 
 /* First line of a small file, without the newline, in buf; NULL when it cannot be read. */

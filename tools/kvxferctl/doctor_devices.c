@@ -1,4 +1,4 @@
-/* doctor: RDMA devices and GPUs, as the kernel shows them. Links no vendor library. */
+/* doctor: GPUs, as the kernel shows them. Links no vendor library. */
 #include "doctor.h"
 
 #include <dirent.h>
@@ -6,6 +6,7 @@
 #include <glob.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 #include "common/tool.h"
@@ -24,65 +25,6 @@ static size_t count_glob(const char *pattern, size_t *out_usable)
 			(*out_usable)++;
 	globfree(&found);
 	return n;
-}
-
-static void rdma_ports(struct kvx_report *report)
-{
-	glob_t ports;
-
-	if (glob("/sys/class/infiniband/*/ports/*/state", 0, NULL, &ports) != 0)
-		return;
-	for (size_t i = 0; i < ports.gl_pathc; i++) {
-		/* /sys/class/infiniband/DEVICE/ports/N/state */
-		char state[64] = "", device[64] = "", port[16] = "";
-
-		if (sscanf(ports.gl_pathv[i], "/sys/class/infiniband/%63[^/]/ports/%15[^/]/",
-			   device, port) != 2 ||
-		    !kvx_read_line(ports.gl_pathv[i], state, sizeof(state)))
-			continue;
-		if (strstr(state, "ACTIVE"))
-			kvx_report_ok(report, "rdma port",
-				      kvx_tool_printf("%s/%s %s", device, port, state));
-		else
-			kvx_report_add(
-			    report, KVX_FINDING_WARN, "rdma port",
-			    kvx_tool_printf("%s/%s is not active: %s", device, port, state),
-			    kvx_tool_strdup("check cable, switch port and subnet manager "
-					    "(ibstat), or `ip link set DEV up` for RoCE"));
-	}
-	globfree(&ports);
-}
-
-void kvx_doctor_rdma(struct kvx_report *report)
-{
-	size_t unused, usable, n_devices = count_glob("/sys/class/infiniband/*", &unused);
-	size_t n_verbs = count_glob("/dev/infiniband/uverbs*", &usable);
-
-	if (n_devices == 0) {
-		kvx_report_ok(report, "rdma",
-			      kvx_tool_strdup("no RDMA device: other nodes are reached over TCP"));
-		return;
-	}
-	if (n_verbs == 0)
-		kvx_report_add(report, KVX_FINDING_WARN, "rdma",
-			       kvx_tool_printf("%zu device(s) in /sys/class/infiniband but no "
-					       "/dev/infiniband/uverbs*: they cannot be opened",
-					       n_devices),
-			       kvx_tool_strdup("modprobe ib_uverbs; in a container pass "
-					       "--device=/dev/infiniband"));
-	else if (usable == 0)
-		kvx_report_add(
-		    report, KVX_FINDING_WARN, "rdma",
-		    kvx_tool_printf("%zu device(s), not accessible for this user", n_devices),
-		    kvx_tool_strdup("give the daemon's user access to /dev/infiniband/uverbs* "
-				    "(group rdma, or a udev rule)"));
-	else
-		kvx_report_ok(
-		    report, "rdma",
-		    kvx_tool_printf("%zu device(s); this release reaches other nodes through "
-				    "libfabric",
-				    n_devices));
-	rdma_ports(report);
 }
 
 static void gpu_report(struct kvx_report *report, const char *what, const char *pattern,
@@ -106,6 +48,37 @@ static void gpu_report(struct kvx_report *report, const char *what, const char *
 		    kvx_tool_strdup(cure));
 }
 
+/* Whether RDMA devices of this node can reach its GPUs' memory. */
+static void gpu_rdma(struct kvx_report *report)
+{
+	struct utsname kernel;
+	unsigned major = 0, minor = 0;
+	char line[256];
+	bool nvidia = kvx_read_line("/proc/driver/nvidia/version", line, sizeof(line)) != NULL;
+
+	if (uname(&kernel) == 0)
+		(void)sscanf(kernel.release, "%u.%u", &major, &minor);
+	if (major < 5 || (major == 5 && minor < 12))
+		kvx_report_add(report, KVX_FINDING_WARN, "gpu rdma",
+			       kvx_tool_printf("Linux %u.%u cannot give GPU memory to RDMA devices "
+					       "by dma-buf",
+					       major, minor),
+			       kvx_tool_strdup("Linux 5.12 or later; kvxfer does not use "
+					       "nvidia-peermem or amdgpu's peer memory"));
+	else if (nvidia && strstr(line, "Open Kernel Module") == NULL)
+		kvx_report_add(report, KVX_FINDING_WARN, "gpu rdma",
+			       kvx_tool_strdup("the NVIDIA driver is the closed one, which exports "
+					       "no dma-buf: RDMA reaches no GPU memory"),
+			       kvx_tool_strdup("install the open kernel modules (nvidia-open); "
+					       "nvidia-peermem is not used"));
+	else
+		kvx_report_ok(report, "gpu rdma",
+			      kvx_tool_printf("Linux %u.%u%s: GPU memory can reach RDMA devices by "
+					      "dma-buf; nvidia-peermem is not needed",
+					      major, minor,
+					      nvidia ? " with NVIDIA's open kernel modules" : ""));
+}
+
 void kvx_doctor_gpu(struct kvx_report *report)
 {
 	size_t unused;
@@ -121,4 +94,6 @@ void kvx_doctor_gpu(struct kvx_report *report)
 	    report, "NVIDIA", "/dev/nvidia[0-9]*",
 	    "check the permissions of /dev/nvidia*; in a container run with the NVIDIA runtime");
 	gpu_report(report, "render nodes", "/dev/dri/renderD*", "add the user to the group render");
+	if (count_glob("/sys/class/infiniband/*", &unused) > 0)
+		gpu_rdma(report);
 }

@@ -13,7 +13,7 @@
 #include "base/log.h"
 #include "mem/guard.h"
 #include "mem/region.h"
-#include "transport/copy/copy_kernels.h"
+#include "transport/copy_kernels.h"
 #include "transport/transport.h"
 
 #define DOM_MAGIC  0x6b7663646f6d3031ull
@@ -100,9 +100,13 @@ static struct slot *dom_slot(struct kvx_dom *dom, uint32_t index)
 	return &dom->ring[index % RING_OPS];
 }
 
-static int copy_probe(const struct kvx_dom_conf *conf, struct kvx_why *why)
+static int copy_probe(const struct kvx_dom_conf *conf, struct kvx_rail *rails, unsigned max,
+		      struct kvx_why *why)
 {
-	return 0;
+	if (max == 0)
+		return 0;
+	rails[0] = (struct kvx_rail){.numa_node = -1, .usable = true};
+	return 1;
 }
 
 static int copy_open(const struct kvx_dom_conf *conf, struct kvx_dom **out_dom,
@@ -144,7 +148,8 @@ static void copy_close(struct kvx_dom *dom)
 	free(dom);
 }
 
-static int copy_listen(struct kvx_dom *dom, struct kvx_ep **out_ep, void *addr, size_t *addr_len)
+static int copy_listen(struct kvx_dom *dom, uint32_t tenant, struct kvx_ep **out_ep, void *addr,
+		       size_t *addr_len)
 {
 	KVX_CHECK_MAGIC(dom, DOM_MAGIC);
 	struct kvx_ep *ep = calloc(1, sizeof(*ep));
@@ -175,8 +180,8 @@ static void mr_unref(struct kvx_mr *mr)
 		free(mr);
 }
 
-static int copy_mem_reg(struct kvx_dom *dom, const struct kvx_mem *mem, uint32_t rights,
-			struct kvx_mr **out_mr)
+static int copy_mem_reg(struct kvx_dom *dom, uint32_t tenant, const struct kvx_mem *mem,
+			uint32_t rights, struct kvx_mr **out_mr)
 {
 	KVX_CHECK_MAGIC(dom, DOM_MAGIC);
 	if (mem->addr == NULL)

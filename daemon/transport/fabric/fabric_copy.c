@@ -4,11 +4,8 @@
 #include <errno.h>
 #include <string.h>
 
-#if defined(__x86_64__)
-#include <emmintrin.h>
-#endif
-
 #include "mem/guard.h"
+#include "transport/copy_kernels.h"
 #include "transport/fabric/fabric_priv.h"
 
 /* Pieces from this size up are written around the cache: the reader is another process (or a
@@ -40,49 +37,10 @@ static void copy_gather(void *arg)
 	}
 }
 
-#if defined(__x86_64__)
-static void copy_nt(uint8_t *dst, const uint8_t *src, uint64_t len)
-{
-	uint64_t head = -(uintptr_t)dst & 63;
-
-	memcpy(dst, src, head);
-	dst += head;
-	src += head;
-	len -= head;
-	for (; len >= 64; len -= 64, dst += 64, src += 64) {
-		__m128i a = _mm_loadu_si128((const __m128i *)src);
-		__m128i b = _mm_loadu_si128((const __m128i *)(src + 16));
-		__m128i c = _mm_loadu_si128((const __m128i *)(src + 32));
-		__m128i d = _mm_loadu_si128((const __m128i *)(src + 48));
-
-		_mm_stream_si128((__m128i *)dst, a);
-		_mm_stream_si128((__m128i *)(dst + 16), b);
-		_mm_stream_si128((__m128i *)(dst + 32), c);
-		_mm_stream_si128((__m128i *)(dst + 48), d);
-	}
-	memcpy(dst, src, len);
-}
-
-/* Non-temporal stores are weakly ordered: whoever hears of them must see them. */
-static void copy_nt_end(void)
-{
-	_mm_sfence();
-}
-#else
-static void copy_nt(uint8_t *dst, const uint8_t *src, uint64_t len)
-{
-	memcpy(dst, src, len);
-}
-
-static void copy_nt_end(void)
-{
-}
-#endif
-
 static void copy_piece(uint8_t *dst, const uint8_t *src, uint64_t len)
 {
 	if (len >= COPY_NT_MIN_BYTES)
-		copy_nt(dst, src, len);
+		kvx_copy_hot_nt(dst, src, len);
 	else
 		memcpy(dst, src, len);
 }
@@ -110,7 +68,7 @@ static void copy_scatter(void *arg)
 		}
 	}
 out:
-	copy_nt_end();
+	kvx_copy_fence(); /* whoever hears of them must see them */
 }
 
 int fab_gather(uint8_t *dst, const struct fab_place *places, uint32_t n)

@@ -156,15 +156,20 @@ static int info_get(const struct kvx_dom_conf *conf, struct fi_info **out_info, 
 	return 0;
 }
 
-int fabric_probe(const struct kvx_dom_conf *conf, struct kvx_why *why)
+int fabric_probe(const struct kvx_dom_conf *conf, struct kvx_rail *rails, unsigned max,
+		 struct kvx_why *why)
 {
 	struct fi_info *info;
 	bool rma;
 	int rc = info_get(conf, &info, &rma, why);
 
-	if (rc == 0)
-		fi_freeinfo(info);
-	return rc;
+	if (rc != 0)
+		return rc;
+	fi_freeinfo(info);
+	if (max == 0)
+		return 0;
+	rails[0] = (struct kvx_rail){.numa_node = -1, .usable = true};
+	return 1;
 }
 
 static void dom_read_limits(struct kvx_dom *dom, const struct kvx_dom_conf *conf)
@@ -297,6 +302,7 @@ static int dom_open_event_fd(struct kvx_dom *dom)
 static void dom_fill_limits(const struct kvx_dom *dom, struct kvx_transport_limits *out_limits)
 {
 	*out_limits = (struct kvx_transport_limits){
+	    .settle_ns = UINT64_MAX, /* the other side's buffers may hold it for as long */
 	    .max_op_bytes = dom->message_bytes,
 	    .batch_bytes = dom->message_bytes,
 	    .batch_ops = KVX_PACK_MAX_OPS,

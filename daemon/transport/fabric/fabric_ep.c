@@ -70,7 +70,8 @@ static int eps_add(struct kvx_dom *dom, struct kvx_ep *ep)
 	return 0;
 }
 
-int fabric_listen(struct kvx_dom *dom, struct kvx_ep **out_ep, void *addr, size_t *addr_len)
+int fabric_listen(struct kvx_dom *dom, uint32_t tenant, struct kvx_ep **out_ep, void *addr,
+		  size_t *addr_len)
 {
 	struct wire_addr wire = {.version = ADDR_VERSION, .connected = dom->connected_eps};
 	size_t room = *addr_len;
@@ -84,6 +85,7 @@ int fabric_listen(struct kvx_dom *dom, struct kvx_ep **out_ep, void *addr, size_
 	if (ep == NULL)
 		return -ENOMEM;
 	ep->dom = dom;
+	ep->tenant = tenant;
 	ep->state = FAB_EP_LISTENING;
 	ep->lease_ns = UINT64_MAX;
 	rc = fabric_random(&ep->secret, sizeof(ep->secret));

@@ -60,7 +60,7 @@ static int mr_register_fid(struct kvx_mr *mr)
 	return 0;
 }
 
-int fabric_mem_reg(struct kvx_dom *dom, const struct kvx_mem *mem, uint32_t rights,
+int fabric_mem_reg(struct kvx_dom *dom, uint32_t tenant, const struct kvx_mem *mem, uint32_t rights,
 		   struct kvx_mr **out_mr)
 {
 	struct kvx_mr *mr;
@@ -75,6 +75,7 @@ int fabric_mem_reg(struct kvx_dom *dom, const struct kvx_mem *mem, uint32_t righ
 	mr->addr = mem->addr;
 	mr->len_bytes = mem->len_bytes;
 	mr->page_bytes = mem->page_bytes;
+	mr->tenant = tenant;
 	mr->rights = rights;
 	rc = fabric_random(&mr->key.nonce, sizeof(mr->key.nonce));
 	if (rc < 0)

@@ -122,7 +122,7 @@ void fab_place_on_write(struct kvx_ep *ep, const struct kvx_pack_msg *msg)
 		fab_serve_bad(ep, "more announced by the peer than it was allowed");
 		return;
 	}
-	rc = fab_serve_resolve(ep->dom, msg, KVX_ACCESS_WRITE, places);
+	rc = fab_serve_resolve(ep, msg, KVX_ACCESS_WRITE, places);
 	if (rc == 0 && fab_ep_lease_over(ep))
 		rc = -EHOSTDOWN;
 	ep->placing.id = msg->id;

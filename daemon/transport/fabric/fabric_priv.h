@@ -56,6 +56,7 @@ struct kvx_mr {
 	uint8_t *addr;
 	uint64_t len_bytes;
 	uint64_t page_bytes;
+	uint32_t tenant;
 	uint32_t rights;
 	struct kvx_pack_key key;
 	struct fid_mr *fid; /* NULL: the provider needs to know nothing of it */
@@ -142,6 +143,7 @@ struct kvx_ep {
 	fi_addr_t peer;     /* connectionless endpoints */
 	uint16_t index;
 	uint16_t gen;
+	uint32_t tenant;
 	enum fab_ep_state state;
 	bool connected; /* the library says so (connection-oriented), or the address is known */
 	bool hello_sent;
@@ -225,7 +227,8 @@ struct kvx_dom {
 
 /* fabric_dom.c */
 int fabric_err(ssize_t rc); /* the one translator: libfabric's codes to -errno of kvx_err.h */
-int fabric_probe(const struct kvx_dom_conf *conf, struct kvx_why *why);
+int fabric_probe(const struct kvx_dom_conf *conf, struct kvx_rail *rails, unsigned max,
+		 struct kvx_why *why);
 int fabric_open(const struct kvx_dom_conf *conf, struct kvx_dom **out_dom,
 		struct kvx_transport_limits *out_limits, struct kvx_why *why);
 void fabric_close(struct kvx_dom *dom);
@@ -239,7 +242,8 @@ void fab_ep_news(struct kvx_ep *ep);    /* news_up or news_down was set */
 void fab_ep_dirty(struct kvx_ep *ep);   /* has acks or waiting READs */
 
 /* fabric_ep.c */
-int fabric_listen(struct kvx_dom *dom, struct kvx_ep **out_ep, void *addr, size_t *addr_len);
+int fabric_listen(struct kvx_dom *dom, uint32_t tenant, struct kvx_ep **out_ep, void *addr,
+		  size_t *addr_len);
 int fabric_connect(struct kvx_ep *ep, const void *addr, size_t addr_len);
 void fabric_ep_close(struct kvx_ep *ep);
 int fabric_fence(struct kvx_ep *ep);
@@ -305,7 +309,7 @@ bool fab_place_uses(const struct kvx_ep *ep, const struct kvx_mr *mr);
 /* fabric_serve.c: packed messages of the peer */
 void fab_serve_rx(struct kvx_ep *ep, unsigned i, size_t len);
 /* Ops of a request to places of our memory, all of them or none. */
-int fab_serve_resolve(const struct kvx_dom *dom, const struct kvx_pack_msg *msg, uint32_t right,
+int fab_serve_resolve(const struct kvx_ep *ep, const struct kvx_pack_msg *msg, uint32_t right,
 		      struct fab_place places[KVX_PACK_MAX_OPS]);
 void fab_serve_ack(struct kvx_ep *ep, uint32_t id, int status);
 void fab_serve_bad(struct kvx_ep *ep, const char *text); /* the peer broke the protocol */
@@ -317,7 +321,7 @@ bool fab_rma_wants(const struct kvx_ep *ep, const struct kvx_op *op);
 int fab_rma_post(struct kvx_ep *ep, const struct kvx_op *ops, unsigned n);
 
 /* fabric_mr.c */
-int fabric_mem_reg(struct kvx_dom *dom, const struct kvx_mem *mem, uint32_t rights,
+int fabric_mem_reg(struct kvx_dom *dom, uint32_t tenant, const struct kvx_mem *mem, uint32_t rights,
 		   struct kvx_mr **out_mr);
 void fabric_mem_dereg(struct kvx_mr *mr);
 int fabric_mkey_pack(const struct kvx_mr *mr, void *buf, size_t buf_bytes);

@@ -36,20 +36,20 @@ void fab_serve_ack(struct kvx_ep *ep, uint32_t id, int status)
 }
 
 /* The memory that a key names, if it names any and with these rights. */
-static int serve_find_mr(const struct kvx_dom *dom, const struct kvx_pack_key *key, uint32_t right,
+static int serve_find_mr(const struct kvx_ep *ep, const struct kvx_pack_key *key, uint32_t right,
 			 struct kvx_mr **out_mr)
 {
-	struct kvx_mr *mr = kvx_idmap_find(dom->mrs, key->id);
+	struct kvx_mr *mr = kvx_idmap_find(ep->dom->mrs, key->id);
 
 	if (mr == NULL)
 		return -EOWNERDEAD;
-	if (mr->key.nonce != key->nonce || (mr->rights & right) == 0)
+	if (mr->key.nonce != key->nonce || mr->tenant != ep->tenant || (mr->rights & right) == 0)
 		return -EACCES;
 	*out_mr = mr;
 	return 0;
 }
 
-int fab_serve_resolve(const struct kvx_dom *dom, const struct kvx_pack_msg *msg, uint32_t right,
+int fab_serve_resolve(const struct kvx_ep *ep, const struct kvx_pack_msg *msg, uint32_t right,
 		      struct fab_place places[KVX_PACK_MAX_OPS])
 {
 	struct kvx_mr *mrs[KVX_PACK_MAX_KEYS];
@@ -59,7 +59,7 @@ int fab_serve_resolve(const struct kvx_dom *dom, const struct kvx_pack_msg *msg,
 		int rc;
 
 		kvx_pack_get_key(msg, k, &key);
-		rc = serve_find_mr(dom, &key, right, &mrs[k]);
+		rc = serve_find_mr(ep, &key, right, &mrs[k]);
 		if (rc < 0)
 			return rc;
 	}
@@ -81,7 +81,7 @@ int fab_serve_resolve(const struct kvx_dom *dom, const struct kvx_pack_msg *msg,
 static void serve_write(struct kvx_ep *ep, const struct kvx_pack_msg *msg)
 {
 	struct fab_place places[KVX_PACK_MAX_OPS];
-	int rc = fab_serve_resolve(ep->dom, msg, KVX_ACCESS_WRITE, places);
+	int rc = fab_serve_resolve(ep, msg, KVX_ACCESS_WRITE, places);
 
 	if (rc == 0)
 		rc = fab_scatter(ep, msg->data, places, msg->n_ops);
@@ -118,7 +118,7 @@ static int serve_read(struct kvx_ep *ep, const struct kvx_pack_msg *msg)
 
 	if (reply == NULL)
 		return -EAGAIN;
-	rc = fab_serve_resolve(ep->dom, msg, KVX_ACCESS_READ, places);
+	rc = fab_serve_resolve(ep, msg, KVX_ACCESS_READ, places);
 	if (rc == 0 && msg->data_bytes > ep->limits.message_bytes)
 		rc = -EMSGSIZE;
 	if (rc == 0 && fab_ep_lease_over(ep))

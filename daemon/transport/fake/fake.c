@@ -5,6 +5,7 @@
 #include "transport/fake/fake.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -34,12 +35,45 @@ static int script_call(struct kvx_fake_script *script, enum kvx_fake_slot slot)
 	return fails ? fault->err : 0;
 }
 
-static int fake_probe(const struct kvx_dom_conf *conf, struct kvx_why *why)
+static unsigned n_rails(const struct kvx_fake_script *script)
+{
+	return script->n_rails > 0 ? script->n_rails : 1;
+}
+
+static int fake_probe(const struct kvx_dom_conf *conf, struct kvx_rail *rails, unsigned max,
+		      struct kvx_why *why)
 {
 	if (conf->test == NULL)
 		return kvx_why(why, -ENODEV, "fake: no script");
-	int err = script_call(conf->test, KVX_FAKE_PROBE);
-	return err < 0 ? kvx_why(why, err, "fake: probe fails as scripted") : 0;
+	struct kvx_fake_script *script = conf->test;
+	int err = script_call(script, KVX_FAKE_PROBE);
+	if (err < 0)
+		return kvx_why(why, err, "fake: probe fails as scripted");
+	unsigned n = n_rails(script);
+	for (unsigned i = 0; i < n && i < max; i++) {
+		struct kvx_rail *rail = &rails[i];
+		*rail = (struct kvx_rail){.numa_node = -1, .port = 1, .speed_mbps = 100000};
+		rail->usable = !(script->bad_rails & 1u << i);
+		snprintf(rail->name, sizeof(rail->name), "fake%u", i);
+		snprintf(rail->device, sizeof(rail->device), "fake%u", i);
+		if (!rail->usable)
+			snprintf(rail->reason, sizeof(rail->reason),
+				 "fake: rail %u is not usable as scripted", i);
+	}
+	return (int)(n < max ? n : max);
+}
+
+/* Which rail open() means; -ENODEV when it is none that can be used. */
+static int rail_find(const struct kvx_fake_script *script, const struct kvx_rail *rail)
+{
+	char name[KVX_RAIL_NAME_BYTES];
+	for (unsigned i = 0; i < n_rails(script); i++) {
+		snprintf(name, sizeof(name), "fake%u", i);
+		if (script->bad_rails & 1u << i || (rail != NULL && strcmp(rail->name, name) != 0))
+			continue;
+		return (int)i;
+	}
+	return -ENODEV;
 }
 
 static void limits_fill(const struct kvx_fake_script *script, struct kvx_transport_limits *limits)
@@ -53,6 +87,8 @@ static void limits_fill(const struct kvx_fake_script *script, struct kvx_transpo
 		limits->batch_ops = 128;
 	if (limits->queue_batches == 0)
 		limits->queue_batches = 4;
+	if (limits->settle_ns == 0)
+		limits->settle_ns = UINT64_MAX;
 	limits->event_fd = -1;
 }
 
@@ -65,11 +101,15 @@ static int fake_open(const struct kvx_dom_conf *conf, struct kvx_dom **out_dom,
 	int err = script_call(script, KVX_FAKE_OPEN);
 	if (err < 0)
 		return kvx_why(why, err, "fake: open fails as scripted");
+	int rail = rail_find(script, conf->rail);
+	if (rail < 0)
+		return kvx_why(why, rail, "fake: no such rail, or it is not usable");
 	struct kvx_dom *dom = calloc(1, sizeof(*dom));
 	if (dom == NULL)
 		return kvx_why(why, -ENOMEM, "fake: no memory for the domain");
 	dom->script = script;
 	dom->id = ++script->next_id;
+	dom->rail = (unsigned)rail;
 	dom->rng = script->seed * dom->id + DEFAULT_SEED;
 	DL_APPEND(script->doms, dom);
 	script->n_doms++;
@@ -81,6 +121,7 @@ static int fake_open(const struct kvx_dom_conf *conf, struct kvx_dom **out_dom,
 static void fake_close(struct kvx_dom *dom)
 {
 	kvx_assert(dom->eps == NULL && dom->mrs == NULL);
+	fake_late_forget(dom->script, dom);
 	dom->script->n_doms--;
 	DL_DELETE(dom->script->doms, dom);
 	free(dom);
@@ -105,7 +146,8 @@ struct kvx_ep *fake_ep_peer(const struct kvx_ep *ep)
 	return peer;
 }
 
-static int fake_listen(struct kvx_dom *dom, struct kvx_ep **out_ep, void *addr, size_t *addr_len)
+static int fake_listen(struct kvx_dom *dom, uint32_t tenant, struct kvx_ep **out_ep, void *addr,
+		       size_t *addr_len)
 {
 	struct kvx_fake_script *script = dom->script;
 	unsigned queue_ops = script->queue_ops ? script->queue_ops : DEFAULT_OPS;
@@ -118,6 +160,7 @@ static int fake_listen(struct kvx_dom *dom, struct kvx_ep **out_ep, void *addr, 
 	ep->dom = dom;
 	ep->id = ++script->next_id;
 	ep->queue_ops = queue_ops;
+	ep->tenant = tenant;
 	ep->lease_ns = UINT64_MAX;
 	DL_APPEND(dom->eps, ep);
 	script->n_eps++;
@@ -153,8 +196,8 @@ void fake_mr_unref(struct kvx_mr *mr)
 		free(mr);
 }
 
-static int fake_mem_reg(struct kvx_dom *dom, const struct kvx_mem *mem, uint32_t rights,
-			struct kvx_mr **out_mr)
+static int fake_mem_reg(struct kvx_dom *dom, uint32_t tenant, const struct kvx_mem *mem,
+			uint32_t rights, struct kvx_mr **out_mr)
 {
 	int err = script_call(dom->script, KVX_FAKE_MEM_REG);
 	if (err < 0)
@@ -168,6 +211,7 @@ static int fake_mem_reg(struct kvx_dom *dom, const struct kvx_mem *mem, uint32_t
 	mr->id = ++dom->script->next_id;
 	mr->addr = mem->addr;
 	mr->len_bytes = mem->len_bytes;
+	mr->tenant = tenant;
 	mr->rights = rights;
 	mr->n_refs = 1;
 	DL_APPEND(dom->mrs, mr);
@@ -178,6 +222,7 @@ static int fake_mem_reg(struct kvx_dom *dom, const struct kvx_mem *mem, uint32_t
 
 static void fake_mem_dereg(struct kvx_mr *mr)
 {
+	mr->dom->script->calls[KVX_FAKE_MEM_DEREG]++;
 	mr->dom->script->n_mrs--;
 	DL_DELETE(mr->dom->mrs, mr);
 	mr->id = 0;
@@ -239,6 +284,7 @@ static int fake_rkey_unpack(struct kvx_ep *ep, const void *mkey, size_t len,
 
 static void fake_rkey_free(struct kvx_rkey *rkey)
 {
+	rkey->script->calls[KVX_FAKE_RKEY_FREE]++;
 	rkey->script->n_rkeys--;
 	fake_mr_unref(rkey->mr);
 	free(rkey);
@@ -249,7 +295,7 @@ static void script_on_posted(struct kvx_fake_script *script, struct kvx_ep *ep)
 	if (script->ep_down_at_op != 0 && script->n_ops == script->ep_down_at_op)
 		fake_ep_lose(ep, -EHOSTDOWN);
 	if (script->device_lost_at_op != 0 && script->n_ops == script->device_lost_at_op)
-		kvx_fake_device_lose(script, ep->dom);
+		fake_device_lose(script, ep->dom);
 }
 
 static int fake_post(struct kvx_ep *ep, const struct kvx_op *ops, unsigned n)
@@ -287,15 +333,20 @@ static int fake_progress(struct kvx_dom *dom, struct kvx_tevent *events, unsigne
 	if (err < 0)
 		return err;
 	if (script->auto_advance) {
-		uint64_t next = kvx_fake_next_ns(script);
+		uint64_t next = fake_next_ns(script);
 		if (next != UINT64_MAX && next > script->now_ns)
 			script->now_ns = next;
 	}
 	fake_dom_settle(dom);
+	fake_late_settle(script);
 	if (dom->tell_lost && n < max) {
 		dom->tell_lost = false;
 		events[n++] = (struct kvx_tevent){
 		    .kind = KVX_TEV_DEVICE_LOST, .status = -ENODEV, .text = "fake: device lost"};
+	}
+	if (dom->tell_up && n < max) {
+		dom->tell_up = false;
+		events[n++] = (struct kvx_tevent){.kind = KVX_TEV_DEVICE_UP};
 	}
 	DL_FOREACH (dom->eps, ep)
 		n = fake_ep_report(ep, events, n, max);
@@ -308,7 +359,7 @@ static int fake_arm(struct kvx_dom *dom)
 	int err = script_call(dom->script, KVX_FAKE_ARM);
 	if (err < 0)
 		return err;
-	if (dom->tell_lost)
+	if (dom->tell_lost || dom->tell_up)
 		return -EAGAIN;
 	DL_FOREACH (dom->eps, ep)
 		if (ep->n_ops > 0 || ep->tell_up || ep->tell_down ||
@@ -322,6 +373,8 @@ static void ep_fence(struct kvx_ep *ep)
 	if (ep->fenced)
 		return;
 	struct kvx_ep *peer = ep->state == FAKE_EP_UP ? fake_ep_peer(ep) : NULL;
+	if (ep->dom->script->late_writes)
+		fake_late_keep(ep);
 	ep->fenced = true;
 	fake_ep_cut(ep, -ECANCELED);
 	if (peer != NULL && peer->peer_id == ep->id)
@@ -339,6 +392,7 @@ static int fake_fence(struct kvx_ep *ep)
 
 static void fake_ep_close(struct kvx_ep *ep)
 {
+	ep->dom->script->calls[KVX_FAKE_EP_CLOSE]++;
 	ep_fence(ep);           /* no-op but after a fence() that failed */
 	while (ep->n_ops > 0) { /* cut by the fence; nobody asked for their completions */
 		struct fake_op *fop = &ep->ops[--ep->n_ops];
@@ -353,69 +407,8 @@ static void fake_ep_close(struct kvx_ep *ep)
 
 static void fake_lease(struct kvx_ep *ep, uint64_t deadline_ns)
 {
+	ep->dom->script->calls[deadline_ns == 0 ? KVX_FAKE_LEASE_STOP : KVX_FAKE_LEASE]++;
 	ep->lease_ns = deadline_ns;
-}
-
-/* One step at a time, so that what lands does so in order of time over all domains. */
-void kvx_fake_advance(struct kvx_fake_script *script, uint64_t ns)
-{
-	uint64_t until = script->now_ns + ns;
-	struct kvx_dom *dom;
-	for (;;) {
-		uint64_t next = kvx_fake_next_ns(script);
-		if (next > until)
-			break;
-		if (next > script->now_ns)
-			script->now_ns = next;
-		DL_FOREACH (script->doms, dom)
-			fake_dom_settle(dom);
-		if (kvx_fake_next_ns(script) <= script->now_ns)
-			break; /* what is left is held by a lease */
-	}
-	script->now_ns = until;
-	DL_FOREACH (script->doms, dom)
-		fake_dom_settle(dom);
-}
-
-static uint64_t ep_next_ns(const struct kvx_ep *ep)
-{
-	uint64_t next = ep->state == FAKE_EP_CONNECTING ? ep->up_ns : UINT64_MAX;
-	for (unsigned i = 0; i < ep->n_ops; i++)
-		if (ep->ops[i].state == FAKE_OP_OPEN && ep->ops[i].due_ns < next)
-			next = ep->ops[i].due_ns;
-	return next;
-}
-
-uint64_t kvx_fake_next_ns(const struct kvx_fake_script *script)
-{
-	const struct kvx_dom *dom;
-	const struct kvx_ep *ep;
-	uint64_t next = UINT64_MAX;
-	DL_FOREACH (script->doms, dom) {
-		if (dom->lost)
-			continue;
-		DL_FOREACH (dom->eps, ep) {
-			uint64_t at = ep_next_ns(ep);
-			next = at < next ? at : next;
-		}
-	}
-	return next;
-}
-
-void kvx_fake_ep_lose(struct kvx_ep *ep, int status)
-{
-	fake_ep_lose(ep, status);
-}
-
-void kvx_fake_device_lose(struct kvx_fake_script *script, struct kvx_dom *dom)
-{
-	struct kvx_dom *each;
-	DL_FOREACH (script->doms, each) {
-		if (dom != NULL && dom != each)
-			continue;
-		each->tell_lost = !each->lost;
-		each->lost = true;
-	}
 }
 
 const struct kvx_transport_ops kvx_fake_ops = {

@@ -61,7 +61,18 @@ static bool range_fits(uint64_t offset, uint64_t len, uint64_t have)
 	return offset <= have && len <= have - offset;
 }
 
-static int op_check(const struct fake_op *fop)
+/* An ep to another node reaches memory of its own tenant only, at both ends. */
+static bool tenants_fit(const struct kvx_ep *ep, const struct fake_op *fop)
+{
+	const struct kvx_ep *peer;
+	if (ep->state != FAKE_EP_UP)
+		return true;
+	peer = fake_ep_peer(ep);
+	return fop->op.local->tenant == ep->tenant && peer != NULL &&
+	       fop->remote->tenant == peer->tenant;
+}
+
+int fake_op_check(const struct kvx_ep *ep, const struct fake_op *fop)
 {
 	const struct kvx_op *op = &fop->op;
 	uint32_t right = op->kind == KVX_OP_READ ? KVX_ACCESS_READ : KVX_ACCESS_WRITE;
@@ -72,6 +83,8 @@ static int op_check(const struct fake_op *fop)
 	if (!range_fits(op->local_offset, op->len_bytes, op->local->len_bytes) ||
 	    !range_fits(op->remote_offset, op->len_bytes, fop->remote->len_bytes))
 		return -ERANGE;
+	if (!tenants_fit(ep, fop))
+		return -EACCES;
 	return (fop->remote->rights & right) ? 0 : -EACCES;
 }
 
@@ -85,11 +98,12 @@ static void op_move(const struct fake_op *fop, uint64_t len_bytes)
 		memmove(remote, local, len_bytes);
 }
 
-static void op_land(struct kvx_fake_script *script, struct fake_op *fop)
+static void op_land(const struct kvx_ep *ep, struct fake_op *fop)
 {
+	struct kvx_fake_script *script = ep->dom->script;
 	bool dropped = op_is_dropped(script, fop);
 	fop->state = dropped ? FAKE_OP_DROPPED : FAKE_OP_LANDED;
-	fop->status = op_check(fop);
+	fop->status = fake_op_check(ep, fop);
 	if (fop->status < 0)
 		return;
 	if (fop->nth == script->fail_nth_op) {
@@ -149,7 +163,7 @@ void fake_dom_settle(struct kvx_dom *dom)
 		if (!ep_lease_holds(ep))
 			continue;
 		while ((fop = ep_next_due(ep)) != NULL)
-			op_land(dom->script, fop);
+			op_land(ep, fop);
 	}
 }
 
@@ -188,10 +202,20 @@ static void ep_drop_op(struct kvx_ep *ep, unsigned i)
 	memmove(fop, fop + 1, (ep->n_ops - i) * sizeof(*fop));
 }
 
+/* Where calls block, what an ep had open when it was lost is reported once a fence is over. */
+static bool ep_reports_nothing(const struct kvx_ep *ep)
+{
+	if (ep->dom->script->gates == NULL)
+		return false;
+	return (ep->fencing && ep->n_calls > 0) || (ep->state == FAKE_EP_DOWN && !ep->fenced);
+}
+
 /* Which op is reported next: -1: none. In order, an op waits for those before it. */
 static int ep_next_report(const struct kvx_ep *ep)
 {
 	int best = -1;
+	if (ep_reports_nothing(ep))
+		return -1;
 	for (unsigned i = 0; i < ep->n_ops; i++) {
 		const struct fake_op *fop = &ep->ops[i];
 		if (fop->state == FAKE_OP_OPEN && !ep->dom->script->reorder)

@@ -1,7 +1,10 @@
-/* What the two halves of the fake transport share: objects (fake.c) and the movement of ops in
- * virtual time (fake_link.c). */
+/* What the parts of the fake transport share: objects (fake.c), the movement of ops in virtual time
+ * (fake_link.c), what lands after a fence (fake_late.c), what tests do to it (fake_script.c), and
+ * the table of the calls that can be held (fake_blocking.c). */
 #ifndef KVX_FAKE_PRIV_H
 #define KVX_FAKE_PRIV_H
+
+#include <pthread.h>
 
 #include "transport/fake/fake.h"
 
@@ -10,6 +13,7 @@ struct kvx_mr {
 	uint8_t *addr;
 	uint64_t len_bytes;
 	uint64_t id; /* 0: deregistered, kept for rkeys and open ops */
+	uint32_t tenant;
 	uint32_t rights;
 	unsigned n_refs;
 	struct kvx_mr *prev, *next;
@@ -41,8 +45,11 @@ struct kvx_ep {
 	struct kvx_dom *dom;
 	struct kvx_ep *prev, *next;
 	uint64_t id;
+	uint32_t tenant;
 	enum fake_ep_state state;
 	bool fenced;
+	unsigned n_calls; /* gates: how many run now that exclude each other */
+	bool fencing;     /* gates: a fence() has begun */
 	int down_status;
 	bool tell_up, tell_down; /* events to give */
 	uint64_t peer_id;        /* 0: loopback */
@@ -59,8 +66,10 @@ struct kvx_dom {
 	struct kvx_fake_script *script;
 	struct kvx_dom *prev, *next;
 	uint64_t id;
+	unsigned rail;
 	uint64_t rng;
-	bool lost, tell_lost;
+	bool lost, tell_lost, tell_up;
+	pthread_t owner; /* gates: the thread that opened it */
 	struct kvx_ep *eps;
 	struct kvx_mr *mrs;
 };
@@ -76,6 +85,18 @@ void fake_ep_cut(struct kvx_ep *ep, int status);
 void fake_ep_lose(struct kvx_ep *ep, int status);
 /* Lets what is due at script->now_ns happen in this domain. */
 void fake_dom_settle(struct kvx_dom *dom);
+uint64_t fake_next_ns(const struct kvx_fake_script *script);
+void fake_device_lose(struct kvx_fake_script *script, struct kvx_dom *dom);
+
+/* What an ep that is being fenced has under way goes on without it. */
+void fake_late_keep(struct kvx_ep *ep);
+void fake_late_settle(struct kvx_fake_script *script);
+uint64_t fake_late_next_ns(const struct kvx_fake_script *script);
+void fake_late_forget(struct kvx_fake_script *script, const struct kvx_dom *dom);
+
+/* May the op happen? 0 or -errno. */
+int fake_op_check(const struct kvx_ep *ep, const struct fake_op *fop);
+
 /* Fills events of this ep; returns the new number in use. */
 unsigned fake_ep_report(struct kvx_ep *ep, struct kvx_tevent *events, unsigned n, unsigned max);
 

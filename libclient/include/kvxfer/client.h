@@ -107,6 +107,11 @@ const char *kvxfer_status_name(int status);
 const char *kvxfer_status_text(int status);
 /** 0 or -errno for a status. Any thread. */
 int kvxfer_status_errno(int status);
+/** 1 when the same request may succeed if it is made again, once what the scope of the failure
+ * names is there again (a peer, a device, the daemon) or a limit has room; 0 when it would fail in
+ * the same way, for KVXFER_OK, and for values this version does not know. What has ended is
+ * repeated by nobody else. Any thread. */
+int kvxfer_status_retryable(int status);
 /** "0.1.0": the version of the library that runs, as opposed to the header's. Any thread. */
 const char *kvxfer_version(void);
 
@@ -520,8 +525,8 @@ int kvxfer_message_send(struct kvxfer_import *import_, const void *data, size_t 
 
 /**
  * Asks the daemon about itself, as kvxferctl does.
- * @param verb  "status", "clients", "regions", "transfers", "peers", "stats", "devices", or (for
- * the daemon's own user and root) "drain", "undrain", "ping", "config".
+ * @param verb  "status", "clients", "regions", "transfers", "peers", "lanes", "stats",
+ * "devices", or (for the daemon's own user and root) "drain", "undrain", "ping", "config".
  * @param arg   NULL, or what the verb needs ("ping": a peer's node id or address).
  * @param out_json  a JSON object, NUL-terminated; free with free(3).
  * @return 0; -EOPNOTSUPP unknown verb; -EACCES; -EHOSTUNREACH; -ETIMEDOUT.

@@ -1,5 +1,5 @@
-/* Copy kernels: how the copy backend moves bytes, and what `kvxfer-bench limits` measures as this
- * machine's limit, so that both are the same code. Any thread; no state but the choice of the
+/* Copy kernels: how backends move bytes with the CPU, and what `kvxfer-bench limits` measures as
+ * this machine's limit, so that both are the same code. Any thread; no state but the choice of the
  * instruction set, made once at the first call. Nothing here checks memory: callers that copy
  * client memory do it inside kvx_guard_run(). */
 #ifndef KVX_COPY_KERNELS_H
@@ -15,6 +15,11 @@ void kvx_copy_memcpy(void *dst, const void *src, size_t len);
  * in flight. The destination bypasses the cache: call kvx_copy_fence() before telling anyone that
  * the bytes are there. Any alignment and length; must not overlap. */
 void kvx_copy_nt(void *dst, const void *src, size_t len);
+
+/* Non-temporal stores, one stream: for a source that is in the cache, whose loads need no help
+ * (a message that has just arrived). kvx_copy_fence() as for kvx_copy_nt(). Any alignment and
+ * length; must not overlap. */
+void kvx_copy_hot_nt(void *dst, const void *src, size_t len);
 
 /* Four blocks of one length at the same time, with non-temporal stores: the cache misses of small
  * scattered blocks overlap. kvx_copy_fence() as for kvx_copy_nt(). Any alignment and length; none

@@ -1,7 +1,7 @@
-/* The copy kernels: one body per instruction set, chosen once at run time. Called on copy workers
- * and by the benchmark. They touch client memory without a check: the caller holds the guard. A
- * fault in the middle leaves nothing to undo. */
-#include "transport/copy/copy_kernels.h"
+/* The copy kernels: one body per instruction set, chosen once at run time. Called on the workers of
+ * backends that copy, and by the benchmark. They touch client memory without a check: the caller
+ * holds the guard. A fault in the middle leaves nothing to undo. */
+#include "transport/copy_kernels.h"
 
 #include <string.h>
 
@@ -109,6 +109,22 @@ static const struct kernel *kernel(void)
 void kvx_copy_memcpy(void *dst, const void *src, size_t len)
 {
 	memcpy(dst, src, len);
+}
+
+void kvx_copy_hot_nt(void *dst, const void *src, size_t len)
+{
+	uint8_t *d = dst;
+	const uint8_t *s = src;
+	size_t head = (size_t)(-(uintptr_t)d & (LINE - 1));
+	if (len < head + LINE) {
+		memcpy(d, s, len);
+		return;
+	}
+	size_t n_lines = (len - head) / LINE;
+	size_t tail = head + n_lines * LINE;
+	memcpy(d, s, head);
+	kernel()->lines_nt(d + head, s + head, n_lines);
+	memcpy(d + tail, s + tail, len - tail);
 }
 
 void kvx_copy_nt(void *dst, const void *src, size_t len)

@@ -1,0 +1,204 @@
+/* The transport domains of a node and their workers: copy workers, the inline one, and one for each
+ * usable rail of each transport that peers are reached by. Opened and closed with the node; in
+ * between, a rail whose device is lost stays in its place and is used no more. Loop thread. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "base/log.h"
+#include "xfer/node_priv.h"
+
+/* Commands that may be in a worker's rings beside all batches; more are kept by the node. */
+#define RING_COMMANDS 1024
+
+/* Same-node eps report to nobody: a lost one is made anew. */
+static void copy_note(void *arg, const struct kvx_tevent *event)
+{
+	kvx_assert_on_loop();
+	const struct node_dom *dom = arg;
+	const char *text = event->text != NULL ? event->text : "endpoint lost";
+	if (event->kind == KVX_TEV_EP_DOWN || event->kind == KVX_TEV_DEVICE_LOST)
+		node_lane_reset(dom->node, text);
+}
+
+static void rail_note(void *arg, const struct kvx_tevent *event)
+{
+	kvx_assert_on_loop();
+	const struct node_dom *dom = arg;
+	struct kvx_node *node = dom->node;
+	if (event->kind == KVX_TEV_DEVICE_LOST && !dom->rail->lost) {
+		dom->rail->lost = true;
+		kvx_error("node: %s is lost: %s", dom->name,
+			  event->text != NULL ? event->text : strerror(-event->status));
+	}
+	if (node->peers.note != NULL)
+		node->peers.note(node->peers.arg, (unsigned)(dom - node->doms), event);
+}
+
+/* Appends a domain with its worker; rail NULL: one of the copy domains. */
+static KVX_ON_LOOP int dom_open(struct kvx_node *node, const char *name,
+				const struct kvx_transport_ops *ops, struct kvx_node_rail *rail,
+				bool threaded, struct kvx_why *why)
+{
+	const struct kvx_node_conf *conf = &node->conf;
+	struct node_dom *dom = &node->doms[node->n_doms];
+	bool is_device = rail != NULL && rail->rail.name[0] != '\0';
+	char thread_name[16];
+	if (node->n_doms == KVX_MAX_DOMAINS)
+		return kvx_why(why, -ENOSPC, "more than %d transport domains", KVX_MAX_DOMAINS);
+	snprintf(thread_name, sizeof(thread_name), "kvx-%.11s", name);
+	struct kvx_worker_conf worker = {
+	    .name = thread_name,
+	    .ops = ops,
+	    .dom = conf->dom,
+	    .ring_depth = conf->n_batches + RING_COMMANDS,
+	    .spin_us = is_device ? conf->device_spin_us : conf->spin_us,
+	    .threaded = threaded,
+	    .doorbell = threaded ? node_doorbell : NULL,
+	    .doorbell_arg = node,
+	    .note = rail != NULL ? rail_note : copy_note,
+	    .note_arg = dom,
+	};
+	worker.dom.rail = rail != NULL ? &rail->rail : NULL;
+	snprintf(dom->name, sizeof(dom->name), "%s", name);
+	dom->node = node;
+	dom->rail = rail;
+	dom->threaded = threaded;
+	int rc = kvx_worker_open(&worker, &dom->worker, why);
+	if (rc != 0)
+		return rc;
+	if (rail != NULL) {
+		rail->worker = dom->worker;
+		rail->dom_index = node->n_doms;
+	}
+	node->n_doms++;
+	return 0;
+}
+
+static KVX_ON_LOOP int copy_open(struct kvx_node *node, struct kvx_why *why)
+{
+	const struct kvx_node_conf *conf = &node->conf;
+	const struct kvx_transport_ops *ops =
+	    conf->copy_ops != NULL ? conf->copy_ops : &kvx_copy_ops;
+	char name[16];
+	for (unsigned i = 0; i < conf->copy_workers; i++) {
+		snprintf(name, sizeof(name), "copy%u", i);
+		int rc = dom_open(node, name, ops, NULL, conf->threaded, why);
+		if (rc != 0)
+			return rc;
+	}
+	if (conf->copy_inline_max_bytes == 0)
+		return 0;
+	node->inline_dom = (int)node->n_doms;
+	return dom_open(node, "inline", ops, NULL, false, why);
+}
+
+/* A rail that cannot be opened is as good as one that probe() said cannot be used. */
+static KVX_ON_LOOP void rail_open(struct kvx_node *node, struct kvx_node_rail *rail)
+{
+	const char *name = rail->rail.name[0] != '\0' ? rail->rail.name : rail->ops->name;
+	struct kvx_why why = {.text = ""};
+	if (rail->rail.usable) {
+		int rc = dom_open(node, name, rail->ops, rail, node->conf.threaded, &why);
+		if (rc == 0)
+			return;
+		rail->rail.usable = false;
+		snprintf(rail->rail.reason, sizeof(rail->rail.reason), "%s",
+			 why.text[0] != '\0' ? why.text : strerror(-rc));
+	}
+	/* What the configuration leaves out is as wanted. */
+	enum kvx_log_level level =
+	    strncmp(rail->rail.reason, "left out", 8) == 0 ? KVX_LOG_INFO : KVX_LOG_WARN;
+	kvx_log(level, "node: %s: %s is not used: %s", rail->ops->name, name, rail->rail.reason);
+}
+
+/* A row without a name says why, for people. */
+static KVX_ON_LOOP void transport_note_unusable(struct kvx_node *node,
+						const struct kvx_transport_ops *ops,
+						const char *reason)
+{
+	struct kvx_node_rail *rail = &node->rails[node->n_rails++];
+	size_t len = strlen(node->peer_why.text);
+	if (reason[0] == '\0')
+		reason = "no device was found";
+	*rail = (struct kvx_node_rail){.ops = ops, .rail.numa_node = -1};
+	snprintf(rail->rail.reason, sizeof(rail->rail.reason), "%s", reason);
+	snprintf(node->peer_why.text + len, sizeof(node->peer_why.text) - len, "%s%s: %s",
+		 len > 0 ? "; " : "", ops->name, reason);
+	kvx_info("node: %s is not usable: %s", ops->name, reason);
+}
+
+/* Returns how many rails of it can be used. */
+static KVX_ON_LOOP unsigned transport_open(struct kvx_node *node,
+					   const struct kvx_transport_ops *ops)
+{
+	struct kvx_rail rails[KVX_MAX_RAILS];
+	struct kvx_why why = {.text = ""};
+	unsigned n_open = 0;
+	int n = ops->probe(&node->conf.dom, rails, KVX_MAX_RAILS, &why);
+	if (n <= 0) {
+		transport_note_unusable(node, ops, why.text);
+		return 0;
+	}
+	for (int i = 0; i < n; i++) {
+		struct kvx_node_rail *rail = &node->rails[node->n_rails++];
+		*rail = (struct kvx_node_rail){.ops = ops, .rail = rails[i]};
+		rail_open(node, rail);
+		n_open += rail->worker != NULL;
+	}
+	return n_open;
+}
+
+int node_doms_open(struct kvx_node *node, struct kvx_why *why)
+{
+	const struct kvx_transport_ops *const *ops = node->conf.peer_ops;
+	unsigned n = 0;
+	int rc = copy_open(node, why);
+	if (rc != 0) {
+		node_doms_close(node);
+		return rc;
+	}
+	for (unsigned i = 0; i < KVX_NODE_TRANSPORTS && ops[i] != NULL; i++)
+		if (transport_open(node, ops[i]) > 0)
+			node->peer_transports[n++] = ops[i];
+	if (n > 0)
+		return 0;
+	if (ops[0] == NULL)
+		kvx_why(&node->peer_why, 0, "no transport for peers is turned on");
+	else if (node->peer_why.text[0] == '\0')
+		kvx_why(&node->peer_why, 0, "no device of any transport can be used");
+	/* Without one the node still serves its own clients. */
+	if (ops[0] != NULL)
+		kvx_warn("node: other nodes cannot be reached: %s", node->peer_why.text);
+	return 0;
+}
+
+void node_doms_close(struct kvx_node *node)
+{
+	while (node->n_doms > 0)
+		kvx_worker_close(node->doms[--node->n_doms].worker);
+}
+
+const struct kvx_node_rail *kvx_node_rails(const struct kvx_node *node, unsigned *out_n)
+{
+	*out_n = node->n_rails;
+	return node->rails;
+}
+
+const char *kvx_node_rail_waits(const struct kvx_node_rail *rail)
+{
+	const struct kvx_dom_port *port =
+	    rail->worker != NULL ? kvx_worker_limits(rail->worker)->port : NULL;
+	return port != NULL ? atomic_load(&port->waits) : NULL;
+}
+
+const struct kvx_transport_ops *const *kvx_node_peer_transports(const struct kvx_node *node)
+{
+	return node->peer_transports;
+}
+
+const char *kvx_node_peer_error(const struct kvx_node *node)
+{
+	return node->peer_transports[0] != NULL ? "" : node->peer_why.text;
+}
