@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Installs what is needed (Debian 12), builds, runs every test, and ends with "N passed, N failed, N skipped".
 #
-#   tools/check.sh            everything: plain, ASan+UBSan, TSan and clang builds, fuzzers, the demo
-#   tools/check.sh --quick    the plain build and its suites only
+#   tools/check.sh            everything: plain, ASan+UBSan, TSan and clang builds, fuzzers, the demo, RDMA in guests
+#   tools/check.sh --quick    the plain build and its suites only, without the guests
+#   KVX_RDMA=long             every RDMA scenario in full length (20 minutes more)
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 # shellcheck source=tools/deps.sh
@@ -44,14 +45,14 @@ build() {
     ninja -C "$out/$name" "${targets[@]}"
 }
 
-# suites NAME SUITES: runs them and files each case for the final count.
+# suites NAME SUITES [BUILD]: runs them in the build (NAME's) and files each case for the final count.
 suites() {
-    local name=$1 list=$2 args=() s
+    local name=$1 list=$2 build=${3:-$1} args=() s
     for s in $list; do args+=(--suite "$s"); done
-    meson test -C "$out/$name" --no-rebuild --num-processes 2 --print-errorlogs "${args[@]}" || true
-    cp "$out/$name/meson-logs/testlog.junit.xml" "$out/results/$name.junit.xml" 2>/dev/null ||
+    meson test -C "$out/$build" --no-rebuild --num-processes 2 --print-errorlogs "${args[@]}" || true
+    cp "$out/$build/meson-logs/testlog.junit.xml" "$out/results/$name.junit.xml" 2>/dev/null ||
         record "$name-suites" fail
-    cp "$out/$name/meson-logs/testlog.txt" "$out/results/$name.testlog.txt" 2>/dev/null
+    cp "$out/$build/meson-logs/testlog.txt" "$out/results/$name.testlog.txt" 2>/dev/null
 }
 
 # The demo must notice bytes that are wrong.
@@ -71,6 +72,12 @@ if step build-plain build plain gcc -Dbuildtype=debugoptimized; then
 fi
 
 if [ "$quick" = 0 ]; then
+    say "RDMA on Soft-RoCE in guests (KVX_RDMA=${KVX_RDMA:-short})"
+    if kvx_install_packages "${KVX_RDMA_PACKAGES[@]}"; then
+        suites rdma "rdma" plain
+    else
+        record rdma-packages fail
+    fi
     say "AddressSanitizer and UndefinedBehaviorSanitizer"
     if step build-asan build asan gcc -Db_sanitize=address,undefined; then
         suites asan "unit integration"

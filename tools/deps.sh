@@ -3,12 +3,18 @@
 KVX_BUILD_PACKAGES=(
     gcc libc6-dev meson ninja-build pkg-config
     libuv1-dev libprotobuf-c-dev protobuf-c-compiler libfabric-dev
-    libinih-dev libjson-c-dev libsystemd-dev uthash-dev
+    libinih-dev libjson-c-dev libsystemd-dev uthash-dev libssl-dev libibverbs-dev
 )
 # Used by sourcing scripts.
 # shellcheck disable=SC2034
 KVX_TEST_PACKAGES=(
     g++ libcriterion-dev clang libclang-rt-14-dev universal-ctags python3 iproute2
+)
+
+# Soft-RoCE in guests: nothing of it runs outside of QEMU but QEMU itself.
+# shellcheck disable=SC2034
+KVX_RDMA_PACKAGES=(
+    qemu-system-x86 busybox-static iproute2 ibverbs-providers ibverbs-utils perftest python3
 )
 
 # Installs what is missing. Needs root, or sudo.
