@@ -246,7 +246,7 @@ int kvxfer_transfer_append(struct kvxfer_client *client, uint64_t transfer,
 int kvxfer_transfer_seal(struct kvxfer_client *client, uint64_t transfer, const void *payload,
 			 size_t payload_bytes)
 {
-	struct kvx_cl_xfer *xfer;
+	struct kvx_cl_xfer *xfer = NULL;
 	uint8_t *body;
 	int err;
 

@@ -84,6 +84,7 @@ static void conn_on_closed(uv_handle_t *handle)
 
 static void conn_shut(struct kvx_conn *conn)
 {
+	kvx_assert_on_loop();
 	if (conn->closed)
 		return;
 	conn->closed = true;

@@ -63,6 +63,7 @@ static void control_free(struct kvx_control *control)
 {
 	struct kvx_xrec_slab *slab;
 
+	kvx_assert_on_loop();
 	while ((slab = control->slabs) != NULL) {
 		control->slabs = slab->next;
 		free(slab);

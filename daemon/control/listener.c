@@ -91,6 +91,7 @@ static void listener_use_spare(struct kvx_listener *listener, int listen_fd)
 	uint64_t now = kvx_now_ns();
 	int fd;
 
+	kvx_assert_on_loop();
 	if (now - listener->warned_ns > WARN_EVERY_NS || listener->warned_ns == 0) {
 		listener->warned_ns = now;
 		kvx_error("control: no file descriptors left (%u clients): raise LimitNOFILE",
