@@ -15,7 +15,7 @@
 #include "drv_plan.h"
 #include "kvxfer/client.h"
 
-#define DRIVE_MAX_MARKS  16
+#define DRIVE_MAX_MARKS  32
 #define DRIVE_STATUSES   32
 #define DRIVE_TRANSPORTS 4
 

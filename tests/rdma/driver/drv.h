@@ -57,7 +57,7 @@ void drv_samples_fini(struct drv_samples *samples);
 
 /* The figures of a run: printed as key=value lines and once more as one line of JSON, the last one.
  */
-#define DRV_MAX_FIGURES 256
+#define DRV_MAX_FIGURES 512
 struct drv_report {
 	unsigned n;
 	struct drv_figure {

@@ -48,7 +48,7 @@ int drv_chan_listen(const char *addr)
 
 static void chan_init(struct drv_chan *chan, int fd)
 {
-	unsigned silence_ms = 8000;
+	unsigned silence_ms = 16000;
 	int one = 1;
 
 	memset(chan, 0, sizeof(*chan));

@@ -29,7 +29,7 @@ def basic_long(net):
     run(net, 10000, 380)
 
 
-@scenario(sets="short long", limit_s=120)
+@scenario(sets="long", limit_s=120)
 def cancels_and_deadlines(net):
     """Cancelled at random, or with a deadline that cannot be met: each ends once, and nothing is late."""
     figures = run(net, 600, 100, all_ok=False, cancel_pct=40, short_deadline_pct=30, watch_ms=1000, cancel_max_ms=60)

@@ -8,7 +8,7 @@ def count(daemon, what):
     return daemon.ctl("status")[what]
 
 
-@scenario(sets="short long", limit_s=150)
+@scenario(sets="long", limit_s=150)
 def submitter_killed(net):
     """kill -9 of the engine that writes, twice: after it nothing lands, another engine's transfers all succeed."""
     a, b = net.a, net.b

@@ -67,7 +67,7 @@ def fence_on_loss(net):
     check(figures["mark_cut_fails"] > 0, f"transfers were in flight and failed: {brief(figures)}")
 
 
-@scenario(sets="long", limit_s=120)
+@scenario(sets="short long", limit_s=120)
 def fence_self_check(net):
     """With daemons that leave the fence out the same test sees late bytes: it is not blind."""
     figures = partition_under_load(net, UNFENCED)
@@ -92,7 +92,7 @@ def cancel_under_load(net, program, seconds):
     return figures
 
 
-@scenario(sets="short long", limit_s=150)
+@scenario(sets="long", limit_s=150)
 def fence_cancel(net):
     """Cancels with megabytes under way that must be cut off: CANCELLED comes after the fence, on both sides, READ and WRITE."""
     figures = cancel_under_load(net, FENCED, 15)

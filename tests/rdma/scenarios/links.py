@@ -50,7 +50,7 @@ def acks_lost(net):
     net.b.block("roce", "out", 1)
 
 
-@scenario(sets="long", limit_s=120)
+@scenario(sets="short", limit_s=120)
 def ack_loss(net):
     """Nothing comes back from the responder for 6 s: bytes land that the initiator never hears of."""
     figures, made = break_and_heal(net, 1, acks_lost, 6)

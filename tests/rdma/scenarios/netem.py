@@ -27,7 +27,7 @@ def run(net, profile, count, timeout, sets=None, all_ok=True):
     return da
 
 
-@scenario(sets="long", limit_s=150)
+@scenario(sets="short long", limit_s=150)
 def netem_mix(net):
     """Loss, reordering, duplicates, corruption and delay together: every transfer succeeds, none is wrong."""
     run(net, "mix", 200, 120)
@@ -41,7 +41,7 @@ def netem_loss(net):
 
 @scenario(sets="long", limit_s=150)
 def netem_reorder(net):
-    """One packet in four overtakes others."""
+    """One packet in twenty comes late, after others."""
     run(net, "reorder", 400, 120)
 
 

@@ -21,7 +21,8 @@ def again(drive, mark):
 
 
 def times(net, figures, mark, limit_ms, slow=None):
-    """What failed since the mark: each took no longer than the limit, from its submission or from the mark. slow: what net.slow was then."""
+    """What failed since the mark: each took no longer than the limit, from its submission or from the mark. slow: what net.slow was
+    then."""
     took = figures[f"mark_{mark}_worst_fail_ms"]
     net.figures(**{f"{mark}_outstanding": figures[f"mark_{mark}_outstanding"], f"{mark}_fails": figures[f"mark_{mark}_fails"],
                    f"{mark}_to_terminal_worst_ms": took})
@@ -42,10 +43,12 @@ def peer_killed(net):
     figures = drive.stop()
     show(net, figures)
     times(net, figures, "kill", FAST_MS)
-    net.figures(back_ms=figures.get("mark_back_first_ok_ms", -1), statuses={k[7:]: v for k, v in figures.items() if k[:7] == "status_"},
+    net.figures(back_ms=figures.get("mark_back_first_ok_ms", -1),
+                statuses={k[7:]: v for k, v in figures.items() if k[:7] == "status_"},
                 serve_trial_late_bytes=figures["serve_trial_late_bytes"], serve_reconnects=figures["serve_reconnects"])
     promises(figures)
-    check(figures["serve_daemon_losses"] == 1 and figures["serve_reconnects"] == 1, f"the other engine has registered again: {brief(figures)}")
+    check(figures["serve_daemon_losses"] == 1 and figures["serve_reconnects"] == 1,
+          f"the other engine has registered again: {brief(figures)}")
 
 
 @scenario(sets="long", limit_s=240)

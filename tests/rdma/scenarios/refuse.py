@@ -73,8 +73,8 @@ def forge(net, **values):
 
 @scenario(sets="long", limit_s=150)
 def forged_packets(net):
-    """Packets made by hand from the peer's address, at random and past the end of a region: nothing lands. One that knows everything,
-    the next packet number too, lands: the packets are good ones."""
+    """Packets made by hand from the peer's address, most of it guessed or with a wrong key: nothing lands, transfers go on. One that
+    knows everything, the next packet number too, lands: the packets are good ones."""
     a, b = net.a, net.b
     da, db = net.daemons()
     serve = Serve(b, db, watch_ms=300)
