@@ -311,8 +311,8 @@ static KVX_ON_LOOP void lane_give_up(struct peer_lane *lane)
 	if (lane->lane.state == KVX_LANE_DOWN)
 		return;
 	lane->lane.state = KVX_LANE_DOWN;
-	if (peer->conn == NULL || peer->peers->closing)
-		return; /* it was told already */
+	if (peer->conn == NULL || peer->conn->fail_status != 0 || peer->peers->closing)
+		return; /* the loss of the peer is told instead */
 	kvx_xfers_cancel_lane(kvx_node_xfers(peer->peers->conf.node), &lane->lane, -ENETUNREACH,
 			      "no device is left to reach the peer by");
 	remote_fail_waiting(lane, -ENETUNREACH, "no device is left to reach the peer by");
