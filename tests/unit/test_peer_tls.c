@@ -50,8 +50,6 @@ static void tear_down(void)
 	OPENSSL_cleanup(); /* what it keeps for the process is no leak */
 }
 
-TestSuite(peer_tls, .init = set_up, .fini = tear_down);
-
 static const char *secret(const char *name, const char *text)
 {
 	const char *path = file(name);
@@ -158,7 +156,7 @@ static bool link_works(struct link *link)
 	       memcmp(msg.body, "from b", 6) == 0 && ok;
 }
 
-Test(peer_tls, same_secret_lets_frames_through)
+Test(peer_tls, same_secret_lets_frames_through, .init = set_up, .fini = tear_down)
 {
 	struct kvx_peer_auth auth = {.secret_file = secret("s", SECRET_1)};
 	struct link link;
@@ -172,7 +170,7 @@ Test(peer_tls, same_secret_lets_frames_through)
 }
 
 /* As when the other daemon is killed: its loss, not a refusal. */
-Test(peer_tls, broken_off_connection_is_an_end_of_stream)
+Test(peer_tls, broken_off_connection_is_an_end_of_stream, .init = set_up, .fini = tear_down)
 {
 	struct kvx_peer_auth auth = {.secret_file = secret("s", SECRET_1)};
 	struct link link;
@@ -190,7 +188,7 @@ Test(peer_tls, broken_off_connection_is_an_end_of_stream)
 	link_close(&link);
 }
 
-Test(peer_tls, large_frames_pass_whole)
+Test(peer_tls, large_frames_pass_whole, .init = set_up, .fini = tear_down)
 {
 	struct kvx_peer_auth auth = {.secret_file = secret("s", SECRET_1)};
 	enum { BYTES = 1 << 20, FRAMES = 4 };
@@ -219,7 +217,7 @@ Test(peer_tls, large_frames_pass_whole)
 	link_close(&link);
 }
 
-Test(peer_tls, other_secret_is_refused_on_both_sides)
+Test(peer_tls, other_secret_is_refused_on_both_sides, .init = set_up, .fini = tear_down)
 {
 	struct kvx_peer_auth a = {.secret_file = secret("s1", SECRET_1)};
 	struct kvx_peer_auth b = {.secret_file = secret("s2", SECRET_2)};
@@ -233,7 +231,7 @@ Test(peer_tls, other_secret_is_refused_on_both_sides)
 	link_close(&link);
 }
 
-Test(peer_tls, plain_bytes_are_refused)
+Test(peer_tls, plain_bytes_are_refused, .init = set_up, .fini = tear_down)
 {
 	struct kvx_peer_auth auth = {.secret_file = secret("s", SECRET_1)};
 	struct link link;
@@ -347,7 +345,7 @@ static struct kvx_peer_auth auth_of(const char *ca, const char *name)
 	    .tls_ca = paths[i][0], .tls_cert = paths[i][1], .tls_key = paths[i][2]};
 }
 
-Test(peer_tls, certificates_of_one_authority_let_each_other_in)
+Test(peer_tls, certificates_of_one_authority_let_each_other_in, .init = set_up, .fini = tear_down)
 {
 	struct kvx_why why = {.text = ""};
 	struct authority ca;
@@ -368,7 +366,8 @@ Test(peer_tls, certificates_of_one_authority_let_each_other_in)
 	authority_free(&ca);
 }
 
-Test(peer_tls, certificate_of_another_authority_or_out_of_date_is_refused)
+Test(peer_tls, certificate_of_another_authority_or_out_of_date_is_refused, .init = set_up,
+     .fini = tear_down)
 {
 	struct authority ca, other;
 
@@ -395,7 +394,7 @@ Test(peer_tls, certificate_of_another_authority_or_out_of_date_is_refused)
 	authority_free(&other);
 }
 
-Test(peer_tls, secret_and_certificates_do_not_mix)
+Test(peer_tls, secret_and_certificates_do_not_mix, .init = set_up, .fini = tear_down)
 {
 	struct authority ca;
 	struct link link;
@@ -414,7 +413,7 @@ Test(peer_tls, secret_and_certificates_do_not_mix)
 }
 
 /* TLS 1.2 with the same certificates: nothing older than 1.3 is spoken. */
-Test(peer_tls, older_versions_are_refused)
+Test(peer_tls, older_versions_are_refused, .init = set_up, .fini = tear_down)
 {
 	struct authority ca;
 	struct link link;
@@ -454,7 +453,7 @@ static void expect_refused(const struct kvx_peer_auth *auth, int err, const char
 	cr_assert_not_null(strstr(why.text, words), "%s", why.text);
 }
 
-Test(peer_tls, wrong_files_are_refused_by_name)
+Test(peer_tls, wrong_files_are_refused_by_name, .init = set_up, .fini = tear_down)
 {
 	struct kvx_peer_auth none = {.secret_file = ""}, auth = none;
 	struct peer_tls_ctx *ctx = (void *)1;
@@ -477,7 +476,7 @@ Test(peer_tls, wrong_files_are_refused_by_name)
 	expect_refused(&auth, -EIO, "peer.tls_ca");
 }
 
-Test(peer_tls, key_of_another_certificate_is_refused)
+Test(peer_tls, key_of_another_certificate_is_refused, .init = set_up, .fini = tear_down)
 {
 	struct authority ca;
 	char key[128];
