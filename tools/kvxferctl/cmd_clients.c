@@ -38,20 +38,6 @@ static void client_row(struct kvx_table *table, struct json_object *c)
 
 int kvx_cmd_clients(struct kvx_ctl *ctl)
 {
-	struct json_object *obj, *clients;
-	struct kvx_table *table;
-	int rc = kvx_ctl_query(ctl, "clients", NULL, &obj);
-
-	if (rc != KVX_CTL_OK)
-		return rc;
-	if (!kvx_ctl_pass_json(ctl, obj)) {
-		clients = kvx_json_array(obj, "clients");
-		table = kvx_table_create(columns, sizeof(columns) / sizeof(columns[0]));
-		for (size_t i = 0; i < kvx_json_length(clients); i++)
-			client_row(table, kvx_json_at(clients, i));
-		kvx_table_print(table, stdout);
-		kvx_table_destroy(table);
-	}
-	json_object_put(obj);
-	return KVX_CTL_OK;
+	return kvx_ctl_list(ctl, "clients", columns, sizeof(columns) / sizeof(columns[0]),
+			    client_row);
 }

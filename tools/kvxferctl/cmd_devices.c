@@ -64,6 +64,9 @@ static void device_row(struct kvx_table *table, struct json_object *d)
 {
 	const char *state = kvx_json_str(d, "state");
 
+	/* What copies within the node has no device: stats shows it. */
+	if (kvx_json_get(d, "device") == NULL)
+		return;
 	kvx_table_cell(table, "%s", kvx_ctl_dash(kvx_json_str(d, "name")));
 	kvx_table_cell(table, "%s", kvx_json_str(d, "transport"));
 	kvx_table_cell(table, "%s", state);
@@ -77,22 +80,6 @@ static void device_row(struct kvx_table *table, struct json_object *d)
 
 int kvx_cmd_devices(struct kvx_ctl *ctl)
 {
-	struct json_object *obj, *devices;
-	struct kvx_table *table;
-	int rc = kvx_ctl_query(ctl, "devices", NULL, &obj);
-
-	if (rc != KVX_CTL_OK)
-		return rc;
-	if (!kvx_ctl_pass_json(ctl, obj)) {
-		devices = kvx_json_array(obj, "devices");
-		table = kvx_table_create(columns, sizeof(columns) / sizeof(columns[0]));
-		/* What copies within the node has no device: stats shows it. */
-		for (size_t i = 0; i < kvx_json_length(devices); i++)
-			if (kvx_json_get(kvx_json_at(devices, i), "device"))
-				device_row(table, kvx_json_at(devices, i));
-		kvx_table_print(table, stdout);
-		kvx_table_destroy(table);
-	}
-	json_object_put(obj);
-	return KVX_CTL_OK;
+	return kvx_ctl_list(ctl, "devices", columns, sizeof(columns) / sizeof(columns[0]),
+			    device_row);
 }

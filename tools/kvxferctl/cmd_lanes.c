@@ -81,20 +81,5 @@ static void lane_row(struct kvx_table *table, struct json_object *lane)
 
 int kvx_cmd_lanes(struct kvx_ctl *ctl)
 {
-	struct json_object *obj, *lanes;
-	struct kvx_table *table;
-	int rc = kvx_ctl_query(ctl, "lanes", NULL, &obj);
-
-	if (rc != KVX_CTL_OK)
-		return rc;
-	if (!kvx_ctl_pass_json(ctl, obj)) {
-		lanes = kvx_json_array(obj, "lanes");
-		table = kvx_table_create(columns, sizeof(columns) / sizeof(columns[0]));
-		for (size_t i = 0; i < kvx_json_length(lanes); i++)
-			lane_row(table, kvx_json_at(lanes, i));
-		kvx_table_print(table, stdout);
-		kvx_table_destroy(table);
-	}
-	json_object_put(obj);
-	return KVX_CTL_OK;
+	return kvx_ctl_list(ctl, "lanes", columns, sizeof(columns) / sizeof(columns[0]), lane_row);
 }

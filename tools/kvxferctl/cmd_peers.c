@@ -55,20 +55,5 @@ static void peer_row(struct kvx_table *table, struct json_object *p)
 
 int kvx_cmd_peers(struct kvx_ctl *ctl)
 {
-	struct json_object *obj, *peers;
-	struct kvx_table *table;
-	int rc = kvx_ctl_query(ctl, "peers", NULL, &obj);
-
-	if (rc != KVX_CTL_OK)
-		return rc;
-	if (!kvx_ctl_pass_json(ctl, obj)) {
-		peers = kvx_json_array(obj, "peers");
-		table = kvx_table_create(columns, sizeof(columns) / sizeof(columns[0]));
-		for (size_t i = 0; i < kvx_json_length(peers); i++)
-			peer_row(table, kvx_json_at(peers, i));
-		kvx_table_print(table, stdout);
-		kvx_table_destroy(table);
-	}
-	json_object_put(obj);
-	return KVX_CTL_OK;
+	return kvx_ctl_list(ctl, "peers", columns, sizeof(columns) / sizeof(columns[0]), peer_row);
 }

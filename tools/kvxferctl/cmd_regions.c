@@ -35,20 +35,6 @@ static void region_row(struct kvx_table *table, struct json_object *r)
 
 int kvx_cmd_regions(struct kvx_ctl *ctl)
 {
-	struct json_object *obj, *regions;
-	struct kvx_table *table;
-	int rc = kvx_ctl_query(ctl, "regions", NULL, &obj);
-
-	if (rc != KVX_CTL_OK)
-		return rc;
-	if (!kvx_ctl_pass_json(ctl, obj)) {
-		regions = kvx_json_array(obj, "regions");
-		table = kvx_table_create(columns, sizeof(columns) / sizeof(columns[0]));
-		for (size_t i = 0; i < kvx_json_length(regions); i++)
-			region_row(table, kvx_json_at(regions, i));
-		kvx_table_print(table, stdout);
-		kvx_table_destroy(table);
-	}
-	json_object_put(obj);
-	return KVX_CTL_OK;
+	return kvx_ctl_list(ctl, "regions", columns, sizeof(columns) / sizeof(columns[0]),
+			    region_row);
 }

@@ -64,6 +64,11 @@ int kvx_ctl_query(struct kvx_ctl *ctl, const char *verb, const char *arg,
 		  struct json_object **out_obj);
 /* With --json prints the daemon's object and gives true: the command has nothing more to do. */
 bool kvx_ctl_pass_json(const struct kvx_ctl *ctl, struct json_object *obj);
+/* A whole subcommand: asks for `verb` and prints the list of that name, a row each; row() may leave
+ * one out. */
+int kvx_ctl_list(struct kvx_ctl *ctl, const char *verb, const struct kvx_column *columns,
+		 unsigned n_columns,
+		 void (*row)(struct kvx_table *table, struct json_object *object));
 /* What to tell a person about a failed open: cause and cure. */
 const char *kvx_ctl_open_cure(int err);
 /* The socket that is asked, as a path, for messages. */

@@ -126,6 +126,28 @@ bool kvx_ctl_pass_json(const struct kvx_ctl *ctl, struct json_object *obj)
 	return true;
 }
 
+int kvx_ctl_list(struct kvx_ctl *ctl, const char *verb, const struct kvx_column *columns,
+		 unsigned n_columns,
+		 void (*row)(struct kvx_table *table, struct json_object *object))
+{
+	struct json_object *obj, *list;
+	struct kvx_table *table;
+	int rc = kvx_ctl_query(ctl, verb, NULL, &obj);
+
+	if (rc != KVX_CTL_OK)
+		return rc;
+	if (!kvx_ctl_pass_json(ctl, obj)) {
+		list = kvx_json_array(obj, verb);
+		table = kvx_table_create(columns, n_columns);
+		for (size_t i = 0; i < kvx_json_length(list); i++)
+			row(table, kvx_json_at(list, i));
+		kvx_table_print(table, stdout);
+		kvx_table_destroy(table);
+	}
+	json_object_put(obj);
+	return KVX_CTL_OK;
+}
+
 int kvx_ctl_seconds(const char *text, double *out_seconds)
 {
 	if (kvx_parse_double(text, 0.05, 86400, out_seconds) == 0)
