@@ -180,7 +180,7 @@ Test(fabric, rights_are_checked_by_the_owner)
 	kvx_guard_install();
 	side_open(&p.a, &p.conf);
 	side_open(&p.b, &p.conf);
-	pair_connect(&p);
+	sides_connect(&p);
 	side_map(&p.a, KVX_ACCESS_WRITE, 1);
 	side_map(&p.b, KVX_ACCESS_READ, 2);
 	side_import(&p.a, &p.b);

@@ -150,7 +150,7 @@ Test(fabric_ep, stranger_is_not_let_in)
 		c.down;
 	}));
 	cr_assert_eq(c.down_status, -EHOSTUNREACH);
-	pair_connect(&p);
+	sides_connect(&p);
 	side_close(&c);
 	pair_close(&p);
 	KVX_TEST_END();
@@ -172,7 +172,7 @@ Test(fabric_ep, silent_connection_blocks_nobody)
 	memcpy(&sin, p.b.addr + 16, sizeof(sin));
 	cr_assert_eq(connect(fd2, (struct sockaddr *)&sin, sizeof(sin)), 0);
 	cr_assert_eq(send(fd2, "x", 1, MSG_NOSIGNAL), 1);
-	pair_connect(&p);
+	sides_connect(&p);
 	close(fd);
 	close(fd2);
 	for (unsigned i = 0; i < 1000; i++)
@@ -219,7 +219,7 @@ Test(fabric_ep, bad_addresses_are_refused)
 	bad[0] = 9;
 	cr_assert_eq(T->connect(p.a.ep, bad, p.b.addr_len), -EINVAL);
 	cr_assert_eq(T->connect(p.a.ep, p.a.addr, p.a.addr_len), -EINVAL, "itself");
-	pair_connect(&p);
+	sides_connect(&p);
 	pair_close(&p);
 	KVX_TEST_END();
 }

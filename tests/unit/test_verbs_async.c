@@ -10,7 +10,7 @@ static void sleep_and_pump(struct rig *r)
 	for (unsigned i = 0; i < 20; i++) {
 		(void)T->arm(r->a.dom);
 		(void)T->arm(r->b.dom);
-		rig_pump(r);
+		pump(r);
 	}
 }
 
@@ -66,7 +66,7 @@ Test(verbs_async, failed_queue_pair_wakes_a_sleeper)
 	cr_assert(!wakes(&r.a));
 	fake_verbs_raise_qp(fake_verbs_qp(0), IBV_EVENT_QP_FATAL);
 	cr_assert(wakes(&r.a));
-	rig_pump(&r);
+	pump(&r);
 	cr_assert_eq(r.a.n_downs, 1);
 	rig_close(&r);
 	KVX_TEST_END();
@@ -147,7 +147,7 @@ Test(verbs_async, no_lane_while_the_port_is_down_one_after_it_came_back)
 	r.a.n_downs = 0;
 	side_listen(&r.a, 0);
 	side_listen(&r.b, 0);
-	rig_connect(&r);
+	sides_connect(&r);
 	rig_close(&r);
 	KVX_TEST_END();
 }
@@ -226,7 +226,7 @@ Test(verbs_async, lost_completion_queue_is_replaced_once_its_lanes_are_gone)
 	r.a.n_downs = 0;
 	side_listen(&r.a, 0);
 	side_listen(&r.b, 0);
-	rig_connect(&r);
+	sides_connect(&r);
 	side_import(&r.a, &r.b);
 	cr_assert_neq(fake_verbs_qp(0)->send_cq, cq);
 	op = make_op(&r.a, KVX_OP_WRITE, 0, 0, 4096);
@@ -355,7 +355,7 @@ Test(verbs_async, event_of_a_dead_queue_pair_hits_no_other_lane)
 	r.a.up = r.b.up = false;
 	side_listen(&r.a, 0);
 	side_listen(&r.b, 0);
-	rig_connect(&r);
+	sides_connect(&r);
 	sleep_and_pump(&r);
 	cr_assert_eq(r.a.n_downs, 0);
 	rig_close(&r);

@@ -172,7 +172,7 @@ Test(verbs_conf, sides_with_different_numbers_of_queue_pairs_connect)
 	side_dom(&r.b, "fake1:1", &one);
 	side_listen(&r.a, 0);
 	side_listen(&r.b, 0);
-	rig_connect(&r);
+	sides_connect(&r);
 	side_map(&r.a, 0, 0, 1);
 	side_map(&r.b, 0, KVX_ACCESS_WRITE, 2);
 	side_import(&r.a, &r.b);

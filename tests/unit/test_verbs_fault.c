@@ -257,8 +257,8 @@ Test(verbs_fault, fence_that_fails_says_so_and_reports_nothing)
 	fake_verbs_fail_all(FV_DESTROY_QP, EBUSY);
 	cr_assert_eq(T->fence(r.a.ep), -EBUSY);
 	fake_verbs_fail_all(FV_DESTROY_QP, 0);
-	rig_pump(&r);
-	rig_pump(&r);
+	pump(&r);
+	pump(&r);
 	cr_assert_eq(count_reported(&r.a), 0, "its queue pair still works");
 	cr_assert_eq(T->fence(r.a.ep), 0, "again");
 	rig_settle(&r);
@@ -350,7 +350,7 @@ Test(verbs_fault, new_lane_after_each_error)
 		r.a.n_downs = 0;
 		side_listen(&r.a, 0);
 		side_listen(&r.b, 0);
-		rig_connect(&r);
+		sides_connect(&r);
 		side_import(&r.a, &r.b);
 		side_import(&r.b, &r.a);
 		cr_assert_neq(fake_verbs_qp(0)->qp_num, qpn);

@@ -247,7 +247,7 @@ static void lane_end(struct world *w)
 		fake_verbs_release(UINT32_MAX);
 	}
 	for (unsigned i = 0; i < 100; i++)
-		rig_pump(r);
+		pump(r);
 	for (unsigned i = 0; i < MAX_BATCHES; i++) {
 		struct batch *b = &w->batches[i];
 
@@ -277,14 +277,14 @@ static void lane_new(struct world *w)
 	for (unsigned i = 0; i < 20; i++) { /* what the device said meanwhile */
 		(void)T->arm(r->a.dom);
 		(void)T->arm(r->b.dom);
-		rig_pump(r);
+		pump(r);
 	}
 	r->a.up = r->b.up = false;
 	r->a.n_downs = r->b.n_downs = 0;
 	side_listen(&r->a, 0);
 	side_listen(&r->b, 0);
 	fake_verbs_mode(FV_AT_ONCE);
-	rig_connect(r);
+	sides_connect(r);
 	fake_verbs_mode(FV_HELD);
 	side_import(&r->a, &r->b);
 	w->n_lanes++;

@@ -46,7 +46,7 @@ static int pump_for(struct rig *r, const bool *up, const unsigned *done)
 	for (unsigned i = 0; i < TURNS; i++) {
 		uint64_t end = kvx_now_ns() + KVX_MS;
 
-		rig_pump(r);
+		pump(r);
 		if (r->a.n_downs + r->b.n_downs > 0)
 			return r->a.n_downs > 0 ? r->a.down_status : r->b.down_status;
 		if (r->a.lost || r->b.lost)
@@ -54,7 +54,7 @@ static int pump_for(struct rig *r, const bool *up, const unsigned *done)
 		if (up != NULL ? r->a.up && r->b.up : *done > 0)
 			return 0;
 		while (up != NULL && kvx_now_ns() < end)
-			rig_pump(r);
+			pump(r);
 	}
 	cr_assert_fail("neither up nor down");
 	return 0;

@@ -116,16 +116,6 @@ static inline void side_map(struct side *s, uint32_t tenant, uint32_t rights, ui
 	cr_assert_eq(T->mem_reg(s->dom, tenant, &s->mem, rights, &s->mr), 0);
 }
 
-/* s learns the other side's memory. */
-static inline void side_import(struct side *s, const struct side *other)
-{
-	uint8_t mkey[KVX_TRANSPORT_MKEY_MAX];
-	int len = T->mkey_pack(other->mr, mkey, sizeof(mkey));
-
-	cr_assert_gt(len, 0);
-	cr_assert_eq(T->rkey_unpack(s->ep, mkey, (size_t)len, &s->rkey), 0);
-}
-
 static inline void side_take_done(struct side *s, const struct kvx_tevent *ev)
 {
 	cr_assert_gt(ev->n_ops, 0);
@@ -172,43 +162,15 @@ static inline void side_take(struct side *s, const struct kvx_tevent *ev)
 	}
 }
 
-static inline void side_pump(struct side *s)
-{
-	struct kvx_tevent ev[8];
-	int n = T->progress(s->dom, ev, 8);
-
-	for (int i = 0; i < n; i++)
-		side_take(s, &ev[i]);
-}
-
-static inline void rig_pump(struct rig *r)
-{
-	side_pump(&r->a);
-	side_pump(&r->b);
-}
+#define SIDES struct rig
+#include "two_sides.h"
 
 static inline void rig_settle(struct rig *r)
 {
 	for (unsigned i = 0; i < 50; i++) {
 		fake_verbs_run(1000);
-		rig_pump(r);
+		pump(r);
 	}
-}
-
-#define PUMP_UNTIL(r, cond)                                                                        \
-	do {                                                                                       \
-		uint64_t end_ = kvx_now_ns() + WAIT_NS;                                            \
-		while (!(cond)) {                                                                  \
-			cr_assert_lt(kvx_now_ns(), end_, "waited in vain for " #cond);             \
-			rig_pump(r);                                                               \
-		}                                                                                  \
-	} while (0)
-
-static inline void rig_connect(struct rig *r)
-{
-	cr_assert_eq(T->connect(r->a.ep, r->b.addr, r->b.addr_len), 0);
-	cr_assert_eq(T->connect(r->b.ep, r->a.addr, r->a.addr_len), 0);
-	PUMP_UNTIL(r, r->a.up && r->b.up);
 }
 
 static inline void rig_open_conf(struct rig *r, const struct kvx_verbs_conf *conf)
@@ -221,7 +183,7 @@ static inline void rig_open_conf(struct rig *r, const struct kvx_verbs_conf *con
 	side_dom(&r->b, "fake1:1", conf);
 	side_listen(&r->a, 0);
 	side_listen(&r->b, 0);
-	rig_connect(r);
+	sides_connect(r);
 	side_map(&r->a, 0, rights, 1);
 	side_map(&r->b, 0, rights, 2);
 	side_import(&r->a, &r->b);
@@ -271,38 +233,6 @@ static inline void rig_close(struct rig *r)
 	side_close(&r->a);
 	side_close(&r->b);
 	FAKE_VERBS_END();
-}
-
-static inline struct kvx_op make_op(const struct side *s, enum kvx_op_kind kind, uint64_t local,
-				    uint64_t remote, uint64_t len)
-{
-	return (struct kvx_op){.local = s->mr,
-			       .remote = s->rkey,
-			       .local_offset = local,
-			       .remote_offset = remote,
-			       .len_bytes = len,
-			       .cookie = 77,
-			       .kind = kind};
-}
-
-/* Posts all ops of side a and waits for them. */
-static inline void run_ops(struct rig *r, const struct kvx_op *ops, unsigned n)
-{
-	unsigned posted = 0;
-
-	r->a.n_done = 0;
-	r->a.n_failed = 0;
-	r->a.status = 0;
-	PUMP_UNTIL(r, ({
-			   if (posted < n) {
-				   int rc = T->post(r->a.ep, ops + posted, n - posted);
-
-				   cr_assert_geq(rc, 0);
-				   posted += (unsigned)rc;
-			   }
-			   r->a.n_done >= n;
-		   }));
-	cr_assert_eq(r->a.n_done, n);
 }
 
 #endif
