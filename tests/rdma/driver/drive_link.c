@@ -11,15 +11,10 @@
 
 static void region_open(struct drive *d)
 {
-	const struct kvxfer_plane planes[] = {
-	    {.name = "cells", .block_stride = DRV_CELL, .block_bytes = DRV_CELL},
-	    {.name = "large", .block_stride = DRV_LARGE, .block_bytes = DRV_LARGE},
-	};
-	const struct kvxfer_layout layout = {planes, 2};
 	const struct kvxfer_region_options options = {
 	    .struct_bytes = sizeof(options),
 	    .name = d->name,
-	    .layout = &layout,
+	    .layout = &drv_layout,
 	};
 
 	drv_mem_open(&d->mem, d->zone_bytes);

@@ -44,6 +44,14 @@ uint64_t drv_arg_u64(struct drv_args *args, const char *flag, uint64_t fallback)
 /* "A:B", or "A" for both. */
 void drv_arg_range(struct drv_args *args, const char *flag, uint64_t *out_min, uint64_t *out_max);
 void drv_args_end(const struct drv_args *args);
+/* A program of an executable, and the main() of one that has several: the first word says which. */
+struct drv_program {
+	const char *name;
+	int (*main)(struct drv_args *args);
+	const char *what;
+};
+int drv_main(const char *executable, const struct drv_program *programs, size_t n, int argc,
+	     char **argv);
 uint64_t drv_parse_u64(const char *text, const char *what);
 
 /* Samples in ms. */

@@ -97,6 +97,22 @@ void drv_args_init(struct drv_args *args, int argc, char **argv)
 	args->argv = argv;
 }
 
+int drv_main(const char *executable, const struct drv_program *programs, size_t n, int argc,
+	     char **argv)
+{
+	struct drv_args args;
+
+	for (size_t k = 0; argc > 1 && k < n; k++) {
+		if (strcmp(argv[1], programs[k].name) != 0)
+			continue;
+		drv_args_init(&args, argc - 2, argv + 2);
+		return programs[k].main(&args);
+	}
+	for (size_t k = 0; k < n; k++)
+		fprintf(stderr, "%s %s: %s\n", executable, programs[k].name, programs[k].what);
+	return DRV_UNUSABLE;
+}
+
 const char *drv_arg_str(struct drv_args *args, const char *flag, const char *fallback)
 {
 	const char *value = fallback;

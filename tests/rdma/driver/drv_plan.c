@@ -6,6 +6,12 @@
 
 #include "drv.h"
 
+static const struct kvxfer_plane planes[] = {
+    {.name = "cells", .block_stride = DRV_CELL, .block_bytes = DRV_CELL},
+    {.name = "large", .block_stride = DRV_LARGE, .block_bytes = DRV_LARGE},
+};
+const struct kvxfer_layout drv_layout = {planes, 2};
+
 uint32_t drv_ext_cells(const struct drv_ext *ext)
 {
 	return (ext->edge + ext->len + DRV_CELL - 1) / DRV_CELL;

@@ -8,8 +8,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define DRV_CELL       4096u
-#define DRV_LARGE      65536u /* block size of the second plane */
+#include "kvxfer/client.h"
+
+#define DRV_CELL  4096u
+#define DRV_LARGE 65536u /* block size of the second plane */
+/* Of every engine's region. Both planes cover all of it: drives name blocks by the cell. */
+extern const struct kvxfer_layout drv_layout;
 #define DRV_MAX_EXTENT (8u << 20)
 #define DRV_MAX_EXTS   512u
 

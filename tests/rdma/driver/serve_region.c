@@ -27,19 +27,13 @@ static void client_open(struct serve *s)
 		drv_die("open: %s", kvxfer_open_error());
 }
 
-/* Both planes cover the whole region: drives name blocks by the number of the cell. */
 static int region_register(struct serve *s)
 {
-	const struct kvxfer_plane planes[] = {
-	    {.name = "cells", .block_stride = DRV_CELL, .block_bytes = DRV_CELL},
-	    {.name = "large", .block_stride = DRV_LARGE, .block_bytes = DRV_LARGE},
-	};
-	const struct kvxfer_layout layout = {planes, 2};
 	const struct kvxfer_region_options options = {
 	    .struct_bytes = sizeof(options),
 	    .name = s->name,
 	    .access = s->access,
-	    .layout = &layout,
+	    .layout = &drv_layout,
 	};
 
 	return kvxfer_region_register(s->client, s->mem.fd, DRV_GUARD_BYTES, s->mem.bytes, &options,
