@@ -69,6 +69,18 @@ static int pages_make(int fd, uint64_t offset, uint64_t len_bytes)
 	return 0;
 }
 
+/* Space that was reserved and never touched looks like a hole to the daemon, which refuses holes.
+ * Where the kernel cannot do it (before 5.14), it is the caller's to touch its memory. */
+static void pages_touch(int fd, uint64_t offset, uint64_t len_bytes)
+{
+	void *map = mmap(NULL, len_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)offset);
+
+	if (map == MAP_FAILED)
+		return;
+	madvise(map, len_bytes, MADV_POPULATE_WRITE);
+	munmap(map, len_bytes);
+}
+
 static int seals_add(int fd, struct kvx_why *why)
 {
 	int seals = fcntl(fd, F_GET_SEALS);
@@ -205,6 +217,7 @@ int kvx_cl_memfd_adopt(int fd, uint64_t offset, uint64_t len_bytes, int *out_fd,
 	err = pages_make(fd, offset, len_bytes);
 	if (err < 0)
 		return pages_missing(huge, len_bytes, err, why);
+	pages_touch(fd, offset, len_bytes);
 	own = fcntl(fd, F_DUPFD_CLOEXEC, 3);
 	if (own < 0)
 		return kvx_why(why, -errno, "duplicating fd %d: %s", fd, strerror(errno));

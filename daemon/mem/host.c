@@ -144,7 +144,7 @@ static int host_check_range(const struct kvx_mem *mem, const struct stat *st, st
 	/* st_blocks counts 512-byte units of the whole file, of huge pages too. Fewer than the
 	 * region has bytes: certainly sparse. What this cannot tell, map() finds out. */
 	if ((uint64_t)st->st_blocks * 512 < mem->len_bytes)
-		return kvx_why(why, -ENODATA,
+		return kvx_why(why, -EINVAL,
 			       "the memfd is sparse: %" PRIu64 " of the region's %" PRIu64
 			       " bytes have memory: touch or fallocate it first",
 			       (uint64_t)st->st_blocks * 512, mem->len_bytes);
@@ -182,7 +182,7 @@ static int host_check_holes(const struct kvx_mem *mem, struct kvx_why *why)
 	if (hole < 0)
 		return kvx_why(why, -EIO, "lseek(SEEK_HOLE): %s", strerror(err));
 	if ((uint64_t)hole < mem->fd_offset + mem->len_bytes)
-		return kvx_why(why, -ENODATA,
+		return kvx_why(why, -EINVAL,
 			       "the memfd is sparse at offset %" PRIu64 ": touch the region's "
 			       "memory first, or fallocate the whole file",
 			       (uint64_t)hole);

@@ -27,7 +27,7 @@ struct kvx_mem_ops {
 	const char *name;
 	/* Is this fd what the kind needs, and is [fd_offset, +len) in it? 0, or a named error with
 	 * the reason in *why: -EBADF wrong type of fd, -EPERM seals missing, -ERANGE too short,
-	 * -EINVAL alignment, -ENODATA sparse. */
+	 * -EINVAL alignment, or sparse. */
 	int (*check)(struct kvx_mem *mem, struct kvx_why *why);
 	int (*map)(struct kvx_mem *mem, struct kvx_why *why); /* 0; -ENOMEM, -EFAULT, -EIO */
 	void (*unmap)(struct kvx_mem *mem); /* cannot fail; fine when not mapped */

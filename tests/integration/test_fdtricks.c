@@ -9,6 +9,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "pair.h"
@@ -191,4 +192,25 @@ Test(fdtricks, truncation_fails_at_the_client)
 	cr_assert_eq(ftruncate(fd, 4096), -1);
 	cr_assert_eq(errno, EPERM);
 	close(fd);
+}
+
+/* The library makes the pages of the part that is registered, and of no other. */
+Test(fdtricks, part_of_a_sparse_memfd_is_taken)
+{
+	struct test_node node;
+	struct kvxfer_client *client;
+	struct kvxfer_region *region;
+	int fd = memfd(0, 1ll << 30, false);
+	struct stat st;
+
+	test_node_start(&node, NULL);
+	client = test_node_client(&node, "sparse");
+	cr_assert_eq(kvxfer_region_register(client, fd, LEN, LEN, NULL, &region), 0, "%s",
+		     kvxfer_client_error(client));
+	cr_assert_eq(fstat(fd, &st), 0);
+	cr_assert_eq(st.st_blocks * 512, LEN, "%lld bytes made", (long long)st.st_blocks * 512);
+	cr_assert_eq(kvxfer_region_unregister(region), 0);
+	kvxfer_client_close(client);
+	close(fd);
+	test_node_fini(&node);
 }
