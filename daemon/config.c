@@ -179,6 +179,17 @@ static int config_check_verbs(const struct kvx_config *config, struct kvx_why *w
 	return 0;
 }
 
+static int config_check_gpu(const struct kvx_config *config, struct kvx_why *why)
+{
+	static const char *const runtimes[] = {"auto", "cuda", "hip"};
+
+	for (size_t i = 0; i < sizeof(runtimes) / sizeof(runtimes[0]); i++)
+		if (strcmp(config->gpu.runtime, runtimes[i]) == 0)
+			return 0;
+	return kvx_why(why, -EINVAL, "gpu.runtime: %s is not auto, cuda or hip",
+		       config->gpu.runtime);
+}
+
 int kvx_config_finish(struct kvx_config *config, struct kvx_why *why)
 {
 	struct kvx_config c = *config;
@@ -209,6 +220,8 @@ int kvx_config_finish(struct kvx_config *config, struct kvx_why *why)
 		err = config_check_listen(&c, why);
 	if (err == 0)
 		err = config_check_verbs(&c, why);
+	if (err == 0)
+		err = config_check_gpu(&c, why);
 	if (err == 0)
 		err = kvx_config_check_tenant_sockets(&c, why);
 	if (err < 0)

@@ -79,6 +79,13 @@ struct kvx_config {
 	bool verbs_enable; /* true */
 	struct kvx_verbs_conf verbs;
 	uint32_t verbs_spin_us; /* 50 */
+	/* [gpu] */
+	bool gpu_enable; /* true */
+	struct kvx_gpu_conf gpu;
+	uint64_t gpu_bytes;    /* 0: no limit; reloadable */
+	uint32_t gpu_segments; /* 4096: allocations of one region; reloadable */
+	bool gpu_pin_host;     /* true */
+	uint32_t gpu_spin_us;  /* 20 */
 };
 
 /* A tenant: its clients connect on a socket of its own. */

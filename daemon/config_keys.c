@@ -199,6 +199,36 @@ const struct kvx_config_key kvx_config_keys[] = {
      "How long the worker of a device polls after the last completion before it sleeps. More costs "
      "CPU, less costs latency."},
 #undef VERBS
+
+#define GPU(f) FIELD(gpu.f)
+    {"gpu", "enable", KVX_CONFIG_BOOL, FIXED, FIELD(gpu_enable), "true", 0, 1,
+     "Whether clients may register memory of GPUs. A node without GPUs needs no false."},
+    {"gpu", "runtime", KVX_CONFIG_TEXT, FIXED, GPU(runtime), "auto", 0, 0,
+     "Which runtime is used: cuda, hip, or auto: the first of them that has a device."},
+    {"gpu", "library_dir", KVX_CONFIG_PATH, FIXED, GPU(library_dir), "", 0, 0,
+     "Directory in which the runtime's library is looked for first. Empty: only where the system "
+     "has its libraries, and in /opt/rocm/lib."},
+    {"gpu", "bytes", KVX_CONFIG_BYTES, RELOAD, FIELD(gpu_bytes), "0", 0, 1024 * TIB,
+     "Registered GPU memory of all clients together; limits.bytes does not count it. 0: no limit."},
+    {"gpu", "segments", KVX_CONFIG_COUNT, RELOAD, FIELD(gpu_segments), "4096", 1, 65536,
+     "Pieces of GPU memory in one region."},
+    {"gpu", "pin_host", KVX_CONFIG_BOOL, FIXED, FIELD(gpu_pin_host), "true", 0, 1,
+     "Whether registered host memory is page-locked for the GPUs. Without it nothing is copied "
+     "between GPUs and host memory."},
+    {"gpu", "streams", KVX_CONFIG_COUNT, FIXED, GPU(streams), "4", 1, 16,
+     "Streams of each device that copies are spread over."},
+    {"gpu", "gather_max_bytes", KVX_CONFIG_AUTO, FIXED, GPU(gather_max_bytes), "auto", 0, 1048576,
+     "Ops up to this size are gathered into one kernel instead of being copied one by one. 0: "
+     "none. auto: up to the size that is faster so, as measured at the start."},
+    {"gpu", "call_timeout_ms", KVX_CONFIG_MS, FIXED, GPU(call_timeout_ms), "5s", 10, 600000,
+     "How long the runtime may take to map or unmap memory. After that the registration fails, and "
+     "the device takes no more of them until the call returns."},
+    {"gpu", "fence_timeout_ms", KVX_CONFIG_MS, FIXED, GPU(fence_timeout_ms), "2s", 10, 600000,
+     "How long copies of a cancelled transfer may go on before the device is reset, and lost."},
+    {"gpu", "spin_us", KVX_CONFIG_US, FIXED, FIELD(gpu_spin_us), "20", 0, 1000000,
+     "How long the worker of a device polls after the last copy before it sleeps. More costs CPU, "
+     "less costs latency."},
+#undef GPU
 };
 const unsigned kvx_config_n_keys = sizeof(kvx_config_keys) / sizeof(kvx_config_keys[0]);
 

@@ -39,6 +39,16 @@ static void daemon_on_arrival(void *arg, const struct kvx_arrival *arrival)
 		kvx_control_on_arrival(daemon->control, arrival);
 }
 
+static void daemon_on_region_lost(void *arg, struct kvx_region *region, int status,
+				  const char *text)
+{
+	struct kvx_daemon *daemon = arg;
+
+	kvx_assert_on_loop();
+	if (daemon->control != NULL)
+		kvx_control_on_region_lost(daemon->control, region, status, text);
+}
+
 static int daemon_on_message(void *arg, struct kvx_region *region, const void *data, uint32_t len)
 {
 	struct kvx_daemon *daemon = arg;
@@ -70,6 +80,7 @@ void kvx_daemon_region_limits(const struct kvx_config *config, struct kvx_region
 	    .max_regions_per_client = config->regions_per_client,
 	    .max_bytes = config->bytes,
 	    .max_bytes_per_client = config->bytes_per_client,
+	    .max_gpu_bytes = config->gpu_bytes != 0 ? config->gpu_bytes : UINT64_MAX,
 	};
 }
 
@@ -164,6 +175,11 @@ static KVX_ON_LOOP int daemon_open_node(struct kvx_daemon *daemon, struct kvx_wh
 	    .device_spin_us = config->verbs_spin_us,
 	    .quantum_bytes = config->quantum_bytes,
 	    .n_batches = config->batches,
+	    .gpu_ops = config->gpu_enable ? kvx_transport_find("gpu") : NULL,
+	    .gpu_spin_us = config->gpu_spin_us,
+	    .gpu_pin_host = config->gpu_pin_host,
+	    .region_arg = daemon,
+	    .region_lost = daemon_on_region_lost,
 	};
 
 	daemon_find_host(daemon);
@@ -179,6 +195,7 @@ static KVX_ON_LOOP int daemon_open_node(struct kvx_daemon *daemon, struct kvx_wh
 	    .fabric_queue = config->fabric_queue,
 	    .fabric_rma_min_bytes = config->fabric_rma_min_bytes,
 	    .verbs = config->verbs,
+	    .gpu = config->gpu,
 	    .mem_kinds = 1u << KVX_MEM_HOST,
 	};
 	kvx_daemon_region_limits(config, &conf.region_limits);

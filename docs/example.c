@@ -37,9 +37,14 @@ static struct kvxfer_region *engine(const char *path, const char *name,
 	struct kvxfer_plane planes[PLANES];
 	uint64_t bytes = kvxfer_layout_split_kv(0, LAYERS, BLOCKS, BLOCK_BYTES, planes);
 	struct kvxfer_layout layout = {planes, PLANES};
-	struct kvxfer_region_options kv = {sizeof(kv), name, KVXFER_ACCESS_WRITE, 0, &layout};
+	struct kvxfer_region_options kv;
 	struct kvxfer_region *region = NULL;
 
+	memset(&kv, 0, sizeof(kv));
+	kv.struct_bytes = sizeof(kv);
+	kv.name = name;
+	kv.access = KVXFER_ACCESS_WRITE;
+	kv.layout = &layout;
 	check(kvxfer_client_open(&options, client), NULL, "open");
 	check(kvxfer_region_alloc(*client, bytes, &kv, &region), *client, "alloc");
 	return region;

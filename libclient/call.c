@@ -66,8 +66,14 @@ int kvx_cl_request_wait(struct kvxfer_client *client, struct kvx_cl_request *req
 int kvx_cl_request_send(struct kvxfer_client *client, struct kvx_cl_request *request,
 			const ProtobufCMessage *message, int fd)
 {
+	return kvx_cl_request_send_fds(client, request, message, &fd, fd >= 0);
+}
+
+int kvx_cl_request_send_fds(struct kvxfer_client *client, struct kvx_cl_request *request,
+			    const ProtobufCMessage *message, const int *fds, unsigned n_fds)
+{
 	uint64_t deadline_ns = kvx_cl_deadline_ns(client);
-	int err = kvx_cl_put(client, request->type, message, fd);
+	int err = kvx_cl_put_fds(client, request->type, message, fds, n_fds);
 
 	if (err < 0) {
 		request->unsent = true;
@@ -99,7 +105,7 @@ void kvx_cl_drop_requests(struct kvxfer_client *client)
 		import_->closing = NULL;
 	/* One that is waited for is its caller's. */
 	DL_FOREACH_SAFE (client->requests, request, next)
-		if (request->abandoned)
+		if (request->abandoned || request->told)
 			request_free(client, request);
 }
 
@@ -141,7 +147,8 @@ static void abandoned_on_reply(struct kvxfer_client *client, struct kvx_cl_reque
 	if (type == KVXP__FRAME_TYPE__FRAME_REGION_REGISTER)
 		send_release(client, KVXP__FRAME_TYPE__FRAME_REGION_UNREGISTER,
 			     next_request_id(client), made);
-	else if (type == KVXP__FRAME_TYPE__FRAME_IMPORT)
+	else if (type == KVXP__FRAME_TYPE__FRAME_IMPORT ||
+		 type == KVXP__FRAME_TYPE__FRAME_IMPORT_FIND)
 		send_release(client, KVXP__FRAME_TYPE__FRAME_IMPORT_RELEASE,
 			     next_request_id(client), made);
 }
@@ -158,6 +165,13 @@ void kvx_cl_on_reply(struct kvxfer_client *client, const uint8_t *body, uint32_t
 	DL_SEARCH_SCALAR(client->requests, request, id, reply->request_id);
 	if (request == NULL || request->reply != NULL) {
 		kvxp__reply__free_unpacked(reply, NULL);
+		return;
+	}
+	if (request->told && !request->abandoned) {
+		request_free(client, request);
+		kvx_cl_find_on_reply(client, reply);
+		kvxp__reply__free_unpacked(reply, NULL);
+		kvx_cl_on_event(client, KVXP__FRAME_TYPE__FRAME_REPLY, body, len_bytes);
 		return;
 	}
 	request->reply = reply;

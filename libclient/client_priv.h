@@ -26,6 +26,7 @@
 #define KVX_CL_MAX_TIMEOUT_MS     3600000
 #define KVX_CL_NAME_BYTES         65 /* names of clients and regions, with the NUL */
 #define KVX_CL_PLANE_NAME_MAX     32
+#define KVX_CL_PUBLISH_MAX        128
 #define KVX_CL_TRANSPORT_BYTES    32
 #define KVX_CL_ERROR_BYTES        512
 #define KVX_CL_HELLO_MAX_BYTES    4096u               /* largest frame taken before HELLO_REPLY */
@@ -101,12 +102,15 @@ struct kvx_cl_request {
 	uint16_t type;      /* frame type of the request */
 	bool unsent;        /* could not be queued: no reply will come */
 	bool abandoned;     /* nobody waits any more: its reply is undone or kept, see call.c */
+	bool told;          /* a find: nobody waits for its reply, which becomes an event */
 	Kvxp__Reply *reply; /* NULL: not yet */
 	struct kvx_cl_request *prev, *next;
 };
 
+/* A frame that becomes an event: of FRAME_EVENT, or the reply to a find. */
 struct kvx_cl_kept {
 	struct kvx_cl_kept *prev, *next;
+	uint16_t type;
 	uint32_t len_bytes;
 	uint8_t body[];
 };
@@ -122,9 +126,13 @@ struct kvxfer_region {
 	uint64_t id; /* 0: none with this connection */
 	int fd;
 	uint64_t offset, len_bytes;
-	void *map; /* NULL: not mapped by the library */
+	void *map;              /* NULL: not mapped by the library */
+	struct kvx_cl_gpu *gpu; /* NULL: host memory */
 	uint32_t access;
 	char name[KVX_CL_NAME_BYTES];
+	char publish[KVX_CL_PUBLISH_MAX + 1]; /* "": not */
+	void *note;                           /* NULL: none */
+	size_t note_bytes;
 	struct kvx_cl_planes layout;
 	uint8_t *descriptor; /* NULL: not asked for yet */
 	size_t descriptor_bytes;
@@ -134,7 +142,10 @@ struct kvxfer_region {
 
 struct kvxfer_import {
 	struct kvxfer_client *client;
-	uint64_t id; /* 0: lost */
+	uint64_t id;      /* 0: lost, or still to be found */
+	uint32_t find_id; /* of the request that looks, or looked, for it; 0: it has a descriptor */
+	bool finding;     /* it is not known yet whether somebody has published it */
+	bool lost;        /* IMPORT_LOST was delivered */
 	uint64_t len_bytes;
 	struct kvx_cl_planes layout;
 	char transport[KVX_CL_TRANSPORT_BYTES];
@@ -242,13 +253,19 @@ void kvx_cl_close_conn(struct kvxfer_client *client);
 /* The polled fd becomes readable until the next dispatch. */
 void kvx_cl_wake(struct kvxfer_client *client);
 int kvx_cl_watch(struct kvxfer_client *client, int op, int fd, uint32_t events);
+/* Room for one frame of a data call in the sending queue. -EMSGSIZE, -EAGAIN, -ENOMEM; the reason
+ * is written. */
+int kvx_cl_reserve(struct kvxfer_client *client, uint16_t type, size_t bytes, uint8_t **out_body);
 /* Queues a protobuf message as a frame; fd -1: none. */
 int kvx_cl_put(struct kvxfer_client *client, uint16_t type, const ProtobufCMessage *message,
 	       int fd);
+int kvx_cl_put_fds(struct kvxfer_client *client, uint16_t type, const ProtobufCMessage *message,
+		   const int *fds, unsigned n_fds);
 
 /* ---- event.c */
-/* One FRAME_EVENT: delivered to the running dispatch, or kept. */
-void kvx_cl_on_event(struct kvxfer_client *client, const uint8_t *body, uint32_t len_bytes);
+/* One FRAME_EVENT, or the REPLY to a find: delivered to the running dispatch, or kept. */
+void kvx_cl_on_event(struct kvxfer_client *client, uint16_t type, const uint8_t *body,
+		     uint32_t len_bytes);
 void kvx_cl_drop_kept(struct kvxfer_client *client);
 
 /* ---- call.c */
@@ -258,6 +275,8 @@ struct kvx_cl_request *kvx_cl_request_create(struct kvxfer_client *client, uint1
  * the reason written. */
 int kvx_cl_request_send(struct kvxfer_client *client, struct kvx_cl_request *request,
 			const ProtobufCMessage *message, int fd);
+int kvx_cl_request_send_fds(struct kvxfer_client *client, struct kvx_cl_request *request,
+			    const ProtobufCMessage *message, const int *fds, unsigned n_fds);
 /* Only the waiting. */
 int kvx_cl_request_wait(struct kvxfer_client *client, struct kvx_cl_request *request,
 			uint64_t deadline_ns);
@@ -283,10 +302,45 @@ int kvx_cl_memfd_create(uint64_t len_bytes, bool huge, const char *name,
 int kvx_cl_memfd_adopt(int fd, uint64_t offset, uint64_t len_bytes, int *out_fd,
 		       struct kvx_why *why);
 
+/* ---- gpu.c, gpu_witness.c: GPU memory */
+/* What a region of GPU memory is made of, as the runtime exported it. 0, or the reason is written.
+ */
+int kvx_cl_gpu_create(struct kvxfer_client *client, const struct kvxfer_gpu_segment *segments,
+		      uint32_t n_segments, struct kvx_cl_gpu **out_gpu, uint64_t *out_bytes);
+void kvx_cl_gpu_destroy(struct kvx_cl_gpu *gpu); /* NULL is fine */
+/* As kvx_cl_region_announce(). in_use: the memory must not be written, not even for a moment. */
+int kvx_cl_gpu_announce(struct kvxfer_region *region, bool in_use);
+
 /* ---- region.c, import.c: for reconnect and close */
+/* Makes it known to the daemon; kind and fds are the memory's. */
+struct kvx_cl_memory {
+	uint32_t kind; /* 1 host, 3 hip, 4 cuda */
+	Kvxp__GpuMemory *gpu;
+	const int *fds;
+	unsigned n_fds;
+};
+int kvx_cl_region_send(struct kvxfer_region *region, const struct kvx_cl_memory *memory);
 int kvx_cl_region_announce(struct kvxfer_region *region);
 void kvx_cl_region_destroy(struct kvxfer_region *region, bool fenced);
 int kvx_cl_import_renew(struct kvxfer_import *import_);
 void kvx_cl_import_destroy(struct kvxfer_import *import_);
+/* What a reply tells of it; 0 or -ENOMEM, the reason is written. */
+int kvx_cl_import_fill(struct kvxfer_import *import_, const Kvxp__Reply *reply);
+/* An IMPORT_LOST is to be delivered by the next dispatch. */
+void kvx_cl_import_lose(struct kvxfer_import *import_, uint32_t status, const char *text);
+int kvx_cl_import_options(struct kvxfer_client *client, const struct kvxfer_import_options *options,
+			  uint64_t *out_check_region);
+
+/* ---- find.c */
+/* The reply to a find has come: the import is up, or will never be. Its event is still to be told.
+ */
+void kvx_cl_find_on_reply(struct kvxfer_client *client, const Kvxp__Reply *reply);
+/* Its event; false: the import was closed. Borrows from the reply. */
+bool kvx_cl_find_event(const struct kvxfer_client *client, const Kvxp__Reply *reply,
+		       struct kvxfer_event *out_event);
+/* It is being closed: a reply that is still to come is nobody's. */
+void kvx_cl_find_abandon(struct kvxfer_import *import_);
+/* Can regions be published under it? */
+bool kvx_cl_name_is_plain(const char *name);
 
 #endif

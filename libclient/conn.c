@@ -38,6 +38,12 @@ void kvx_cl_wake(struct kvxfer_client *client)
 
 int kvx_cl_put(struct kvxfer_client *client, uint16_t type, const ProtobufCMessage *message, int fd)
 {
+	return kvx_cl_put_fds(client, type, message, &fd, fd >= 0);
+}
+
+int kvx_cl_put_fds(struct kvxfer_client *client, uint16_t type, const ProtobufCMessage *message,
+		   const int *fds, unsigned n_fds)
+{
 	size_t bytes = protobuf_c_message_get_packed_size(message);
 	uint8_t *body;
 	int err;
@@ -48,9 +54,29 @@ int kvx_cl_put(struct kvxfer_client *client, uint16_t type, const ProtobufCMessa
 	if (body == NULL)
 		return -ENOMEM;
 	protobuf_c_message_pack(message, body);
-	err = kvx_writer_put(client->writer, type, body, (uint32_t)bytes, &fd, fd >= 0);
+	err = kvx_writer_put(client->writer, type, body, (uint32_t)bytes, fds, n_fds);
 	free(body);
 	return err;
+}
+
+int kvx_cl_reserve(struct kvxfer_client *client, uint16_t type, size_t bytes, uint8_t **out_body)
+{
+	uint8_t *body;
+
+	if (bytes > client->max_frame_bytes)
+		return kvx_cl_fail(client, -EMSGSIZE,
+				   "a request of %zu bytes: the daemon takes %u at most", bytes,
+				   client->max_frame_bytes);
+	if (kvx_writer_pending_bytes(client->writer) + bytes > KVX_CL_OUT_MAX_BYTES)
+		return kvx_cl_fail(client, -EAGAIN,
+				   "%zu bytes wait to be sent, the daemon does not read them: "
+				   "dispatch, and try again",
+				   kvx_writer_pending_bytes(client->writer));
+	body = kvx_writer_reserve(client->writer, type, (uint32_t)bytes);
+	if (body == NULL)
+		return kvx_cl_fail(client, -ENOMEM, "out of memory");
+	*out_body = body;
+	return 0;
 }
 
 /* Not while a frame of the reader is in use. */
@@ -82,7 +108,6 @@ static void conn_lost(struct kvxfer_client *client)
 	client->state = KVX_CL_LOST;
 	client->loss_unread = true;
 	client->loss_told = 0;
-	kvx_cl_table_line_up(&client->xfers);
 	kvx_cl_drop_requests(client);
 	kvx_cl_wake(client);
 }
@@ -165,7 +190,7 @@ static void conn_on_frame(struct kvxfer_client *client, const struct kvx_msg *ms
 {
 	switch (msg->type) {
 	case KVXP__FRAME_TYPE__FRAME_EVENT:
-		kvx_cl_on_event(client, msg->body, msg->len_bytes);
+		kvx_cl_on_event(client, msg->type, msg->body, msg->len_bytes);
 		break;
 	case KVXP__FRAME_TYPE__FRAME_REPLY:
 		kvx_cl_on_reply(client, msg->body, msg->len_bytes);

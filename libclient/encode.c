@@ -156,6 +156,8 @@ size_t kvx_cl_encode_submit(uint8_t *out, const struct kvxfer_transfer *transfer
 	put_blob(&sink, 8, transfer->payload, transfer->payload_bytes);
 	put_u32(&sink, 9, transfer->streaming != 0);
 	put_list(&sink, list, 10, 11);
+	if (transfer->label != NULL)
+		put_blob(&sink, 12, transfer->label, strlen(transfer->label));
 	return sink.n;
 }
 

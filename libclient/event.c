@@ -44,6 +44,8 @@ static void event_deliver(struct kvxfer_client *client, const struct kvxfer_even
 {
 	struct kvx_cl_sink *sink = client->sink;
 
+	if (event->type == KVXFER_EVENT_IMPORT_LOST)
+		event->import_->lost = true;
 	sink->n++;
 	client->in_callback = true;
 	sink->cb(client, event, sink->arg);
@@ -140,9 +142,39 @@ static void event_unpack(struct kvxfer_client *client, const uint8_t *body, uint
 	kvxp__event__free_unpacked(e, &allocator);
 }
 
+static void found_unpack(struct kvxfer_client *client, const uint8_t *body, uint32_t len_bytes)
+{
+	ProtobufCAllocator allocator = {arena_alloc, arena_free, &client->arena};
+	struct kvxfer_event event;
+	Kvxp__Reply *reply;
+
+	client->arena.used = 0;
+	reply = kvxp__reply__unpack(&allocator, len_bytes, body);
+	if (reply == NULL) {
+		kvx_cl_quit(client, KVXFER_PROTOCOL, "a reply of the daemon cannot be decoded");
+		return;
+	}
+	if (reply->data.len > KVXFER_PAYLOAD_MAX)
+		kvx_cl_quit(client, KVXFER_PROTOCOL, "a region has a note of %zu bytes",
+			    reply->data.len);
+	else if (kvx_cl_find_event(client, reply, &event))
+		event_deliver(client, &event);
+	kvxp__reply__free_unpacked(reply, &allocator);
+}
+
+static void frame_tell(struct kvxfer_client *client, uint16_t type, const uint8_t *body,
+		       uint32_t len_bytes)
+{
+	if (type == KVXP__FRAME_TYPE__FRAME_REPLY)
+		found_unpack(client, body, len_bytes);
+	else
+		event_unpack(client, body, len_bytes);
+}
+
 /* ---- keeping */
 
-static void event_keep(struct kvxfer_client *client, const uint8_t *body, uint32_t len_bytes)
+static void event_keep(struct kvxfer_client *client, uint16_t type, const uint8_t *body,
+		       uint32_t len_bytes)
 {
 	struct kvx_cl_kept *kept = NULL;
 
@@ -153,6 +185,7 @@ static void event_keep(struct kvxfer_client *client, const uint8_t *body, uint32
 		kvx_cl_quit(client, KVXFER_NO_MEMORY, "no memory to keep an event");
 		return;
 	}
+	kept->type = type;
 	kept->len_bytes = len_bytes;
 	memcpy(kept->body, body, len_bytes);
 	DL_APPEND(client->kept, kept);
@@ -160,12 +193,13 @@ static void event_keep(struct kvxfer_client *client, const uint8_t *body, uint32
 	kvx_cl_wake(client);
 }
 
-void kvx_cl_on_event(struct kvxfer_client *client, const uint8_t *body, uint32_t len_bytes)
+void kvx_cl_on_event(struct kvxfer_client *client, uint16_t type, const uint8_t *body,
+		     uint32_t len_bytes)
 {
 	if (client->sink != NULL)
-		event_unpack(client, body, len_bytes);
+		frame_tell(client, type, body, len_bytes);
 	else
-		event_keep(client, body, len_bytes);
+		event_keep(client, type, body, len_bytes);
 }
 
 static void deliver_kept(struct kvxfer_client *client)
@@ -175,7 +209,7 @@ static void deliver_kept(struct kvxfer_client *client)
 
 		DL_DELETE(client->kept, kept);
 		client->kept_bytes -= kept->len_bytes;
-		event_unpack(client, kept->body, kept->len_bytes);
+		frame_tell(client, kept->type, kept->body, kept->len_bytes);
 		free(kept);
 	}
 }
@@ -224,6 +258,8 @@ static void deliver_loss(struct kvxfer_client *client)
 				     .text = client->lost_text,
 				     .transport = ""};
 
+	/* Not before: events that were kept are told first, and take from the table. */
+	kvx_cl_table_line_up(&client->xfers);
 	while (client->loss_told < client->xfers.n) {
 		const struct kvx_cl_xfer *xfer = &client->xfers.slots[client->loss_told++];
 

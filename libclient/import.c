@@ -32,7 +32,7 @@ static int import_ask(struct kvxfer_import *import_, uint64_t check_region,
 	return err;
 }
 
-static int import_fill(struct kvxfer_import *import_, const Kvxp__Reply *reply)
+int kvx_cl_import_fill(struct kvxfer_import *import_, const Kvxp__Reply *reply)
 {
 	if (kvx_cl_planes_decode(reply->layout, &import_->layout) < 0)
 		return kvx_cl_fail(import_->client, -ENOMEM, "out of memory");
@@ -42,8 +42,8 @@ static int import_fill(struct kvxfer_import *import_, const Kvxp__Reply *reply)
 	return 0;
 }
 
-static int options_read(struct kvxfer_client *client, const struct kvxfer_import_options *options,
-			uint64_t *out_check_region)
+int kvx_cl_import_options(struct kvxfer_client *client, const struct kvxfer_import_options *options,
+			  uint64_t *out_check_region)
 {
 	struct kvxfer_import_options opts = {0};
 	struct kvx_why why;
@@ -75,7 +75,7 @@ int kvxfer_import_open(struct kvxfer_client *client, const void *descriptor,
 	if (descriptor_bytes == 0 || descriptor_bytes > KVXFER_DESCRIPTOR_MAX)
 		return kvx_cl_fail(client, -EINVAL, "%zu bytes are not a descriptor",
 				   descriptor_bytes);
-	err = options_read(client, options, &check_region);
+	err = kvx_cl_import_options(client, options, &check_region);
 	if (err < 0)
 		return err;
 	import_ = calloc(1, sizeof(*import_));
@@ -87,7 +87,7 @@ int kvxfer_import_open(struct kvxfer_client *client, const void *descriptor,
 	DL_APPEND(client->imports, import_);
 	err = import_ask(import_, check_region, &request);
 	if (err == 0)
-		err = import_fill(import_, request->reply);
+		err = kvx_cl_import_fill(import_, request->reply);
 	if (request != NULL)
 		kvx_cl_request_end(client, request);
 	if (err < 0) {
@@ -105,7 +105,7 @@ void kvx_cl_import_destroy(struct kvxfer_import *import_)
 	free(import_);
 }
 
-static void import_lost(struct kvxfer_import *import_, uint32_t status, const char *text)
+void kvx_cl_import_lose(struct kvxfer_import *import_, uint32_t status, const char *text)
 {
 	struct kvxfer_client *client = import_->client;
 
@@ -128,7 +128,8 @@ static int import_refill(struct kvxfer_import *import_, const Kvxp__Reply *reply
 	same = reply->len == import_->len_bytes && kvx_cl_planes_equal(&planes, &import_->layout);
 	kvx_cl_planes_fini(&planes);
 	if (!same) {
-		import_lost(import_, KVX_STATUS_LAYOUT, "the region came back with another layout");
+		kvx_cl_import_lose(import_, KVX_STATUS_LAYOUT,
+				   "the region came back with another layout");
 		return 0;
 	}
 	import_->id = reply->id;
@@ -144,11 +145,20 @@ int kvx_cl_import_renew(struct kvxfer_import *import_)
 	int err;
 
 	import_->id = 0;
+	if (import_->find_id != 0) { /* by a name, which may be somebody else's by now */
+		import_->finding = false;
+		if (!import_->lost)
+			kvx_cl_import_lose(import_, KVX_STATUS_DAEMON_LOST,
+					   "it was found through the daemon that is gone: close it "
+					   "and find it again");
+		return 0;
+	}
+	import_->lost = false;
 	err = import_ask(import_, 0, &request);
 	if (err == 0) {
 		err = import_refill(import_, request->reply);
 	} else if (request != NULL && request->reply != NULL && request->reply->status != 0) {
-		import_lost(import_, request->reply->status, import_->client->error);
+		kvx_cl_import_lose(import_, request->reply->status, import_->client->error);
 		err = 0;
 	}
 	if (request != NULL)
@@ -164,6 +174,8 @@ int kvxfer_import_close(struct kvxfer_import *import_)
 	if (import_ == NULL)
 		return -EINVAL;
 	client = import_->client;
+	if (import_->finding)
+		kvx_cl_find_abandon(import_);
 	err = kvx_cl_release(client, KVXP__FRAME_TYPE__FRAME_IMPORT_RELEASE, import_->id,
 			     &import_->closing);
 	if (err == 0 || err == -ECONNRESET) {

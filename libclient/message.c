@@ -1,5 +1,5 @@
 /* Messages to other clients, and questions to the daemon about itself: set-up calls of one request
- * and one reply. The user's thread. */
+ * and one reply, but for the post, a data call. The user's thread. */
 #include "libclient/client_priv.h"
 
 #include <errno.h>
@@ -7,6 +7,23 @@
 #include <string.h>
 
 #define QUERY_TEXT_MAX 256u
+
+static int message_check(const struct kvxfer_import *import_, const void *data, size_t bytes)
+{
+	struct kvxfer_client *client = import_->client;
+
+	if (data == NULL || bytes == 0)
+		return kvx_cl_fail(client, -EINVAL, "the message is empty");
+	if (bytes > client->limits.max_payload_bytes)
+		return kvx_cl_fail(client, -EMSGSIZE, "a message of %zu bytes: the limit is %u",
+				   bytes, client->limits.max_payload_bytes);
+	if (import_->finding)
+		return kvx_cl_fail(client, -EAGAIN,
+				   "the import is not up yet: wait for KVXFER_EVENT_IMPORT_UP");
+	if (import_->id == 0 || import_->lost)
+		return kvx_cl_fail(client, -EPIPE, "the import was lost: close it");
+	return 0;
+}
 
 int kvxfer_message_send(struct kvxfer_import *import_, const void *data, size_t bytes)
 {
@@ -21,13 +38,9 @@ int kvxfer_message_send(struct kvxfer_import *import_, const void *data, size_t 
 	err = kvx_cl_enter_setup(client);
 	if (err < 0)
 		return err;
-	if (data == NULL || bytes == 0)
-		return kvx_cl_fail(client, -EINVAL, "the message is empty");
-	if (bytes > client->limits.max_payload_bytes)
-		return kvx_cl_fail(client, -EMSGSIZE, "a message of %zu bytes: the limit is %u",
-				   bytes, client->limits.max_payload_bytes);
-	if (import_->id == 0)
-		return kvx_cl_fail(client, -EPIPE, "the import was lost with the daemon: close it");
+	err = message_check(import_, data, bytes);
+	if (err < 0)
+		return err;
 	request = kvx_cl_request_create(client, KVXP__FRAME_TYPE__FRAME_MESSAGE_SEND);
 	if (request == NULL)
 		return -ENOMEM;
@@ -38,6 +51,33 @@ int kvxfer_message_send(struct kvxfer_import *import_, const void *data, size_t 
 	err = kvx_cl_request_send(client, request, &message.base, -1);
 	kvx_cl_request_end(client, request);
 	return err;
+}
+
+int kvxfer_message_post(struct kvxfer_import *import_, const void *data, size_t bytes)
+{
+	Kvxp__MessagePost message = KVXP__MESSAGE_POST__INIT;
+	struct kvxfer_client *client;
+	uint8_t *body;
+	int err;
+
+	if (import_ == NULL)
+		return -EINVAL;
+	client = import_->client;
+	err = kvx_cl_enter_data(client);
+	if (err == 0)
+		err = message_check(import_, data, bytes);
+	if (err < 0)
+		return err;
+	message.import = import_->id;
+	message.data.data = (uint8_t *)(uintptr_t)data;
+	message.data.len = bytes;
+	err = kvx_cl_reserve(client, KVXP__FRAME_TYPE__FRAME_MESSAGE_POST,
+			     kvxp__message_post__get_packed_size(&message), &body);
+	if (err < 0)
+		return err;
+	kvxp__message_post__pack(&message, body);
+	kvx_cl_flush(client);
+	return 0;
 }
 
 int kvxfer_client_query(struct kvxfer_client *client, const char *verb, const char *arg,

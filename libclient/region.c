@@ -59,8 +59,32 @@ static int layout_check(struct kvxfer_client *client, const struct kvxfer_layout
 	return 0;
 }
 
+static int publish_check(struct kvxfer_client *client, const struct kvxfer_region_options *opts)
+{
+	if (opts->note == NULL && opts->note_bytes > 0)
+		return kvx_cl_fail(client, -EINVAL, "note is NULL");
+	if (opts->note_bytes > client->limits.max_payload_bytes)
+		return kvx_cl_fail(client, -EMSGSIZE, "a note of %zu bytes: the limit is %u",
+				   opts->note_bytes, client->limits.max_payload_bytes);
+	if (opts->publish == NULL)
+		return opts->note_bytes == 0
+			   ? 0
+			   : kvx_cl_fail(client, -EINVAL, "a note without a name to publish");
+	if (!kvx_cl_name_is_plain(opts->publish))
+		return kvx_cl_fail(client, -EINVAL,
+				   "publish has 1 to %d characters of printable ASCII, none of "
+				   "them blank",
+				   KVX_CL_PUBLISH_MAX);
+	if (opts->access == 0)
+		return kvx_cl_fail(client, -EACCES,
+				   "a region without access bits cannot be published: others may "
+				   "do nothing with it");
+	return 0;
+}
+
+/* flags: those that have a meaning for what is asked. */
 static int options_read(struct kvxfer_client *client, const struct kvxfer_region_options *options,
-			struct kvxfer_region_options *out_options)
+			uint32_t flags, struct kvxfer_region_options *out_options)
 {
 	struct kvxfer_region_options opts = {0};
 	struct kvx_why why;
@@ -69,13 +93,34 @@ static int options_read(struct kvxfer_client *client, const struct kvxfer_region
 		return kvx_cl_fail(client, -EINVAL, "kvxfer_region_options: %s", why.text);
 	if ((opts.access & ~(uint32_t)ACCESS_ALL) != 0)
 		return kvx_cl_fail(client, -EINVAL, "access has unknown bits: 0x%x", opts.access);
-	if ((opts.flags & ~(uint32_t)KVXFER_REGION_HUGEPAGES) != 0)
-		return kvx_cl_fail(client, -EINVAL, "flags has unknown bits: 0x%x", opts.flags);
+	if ((opts.flags & ~flags & KVXFER_REGION_HUGEPAGES) != 0)
+		return kvx_cl_fail(client, -EINVAL,
+				   "KVXFER_REGION_HUGEPAGES is for "
+				   "kvxfer_region_alloc(): make the memfd with "
+				   "MFD_HUGETLB instead");
+	if ((opts.flags & ~flags) != 0)
+		return kvx_cl_fail(client, -EINVAL, "flags has bits that mean nothing here: 0x%x",
+				   opts.flags);
 	*out_options = opts;
-	return 0;
+	return publish_check(client, &opts);
 }
 
 /* ---- life */
+
+static int region_publish(struct kvxfer_region *region, const struct kvxfer_region_options *opts)
+{
+	if (opts->publish == NULL)
+		return 0;
+	memcpy(region->publish, opts->publish, strlen(opts->publish) + 1);
+	if (opts->note_bytes == 0)
+		return 0;
+	region->note = malloc(opts->note_bytes);
+	if (region->note == NULL)
+		return kvx_cl_fail(region->client, -ENOMEM, "out of memory");
+	memcpy(region->note, opts->note, opts->note_bytes);
+	region->note_bytes = opts->note_bytes;
+	return 0;
+}
 
 static int region_create(struct kvxfer_client *client, const struct kvxfer_region_options *opts,
 			 uint64_t len_bytes, struct kvxfer_region **out_region)
@@ -98,6 +143,8 @@ static int region_create(struct kvxfer_client *client, const struct kvxfer_regio
 		err = kvx_cl_fail(client, -EINVAL, "the region's name is longer than 64 bytes");
 	else if (opts->layout != NULL && kvx_cl_planes_copy(opts->layout, &region->layout) < 0)
 		err = kvx_cl_fail(client, -ENOMEM, "out of memory");
+	else
+		err = region_publish(region, opts);
 	if (err < 0) {
 		kvx_cl_region_destroy(region, true);
 		return err;
@@ -115,13 +162,14 @@ void kvx_cl_region_destroy(struct kvxfer_region *region, bool fenced)
 	if (region->fd >= 0)
 		close(region->fd);
 	kvx_cl_planes_fini(&region->layout);
+	kvx_cl_gpu_destroy(region->gpu);
 	free(region->descriptor);
+	free(region->note);
 	DL_DELETE(region->client->regions, region);
 	free(region);
 }
 
-/* Makes it known to the daemon, anew after a reconnect. */
-int kvx_cl_region_announce(struct kvxfer_region *region)
+int kvx_cl_region_send(struct kvxfer_region *region, const struct kvx_cl_memory *memory)
 {
 	Kvxp__RegionRegister message = KVXP__REGION_REGISTER__INIT;
 	struct kvxfer_client *client = region->client;
@@ -132,11 +180,15 @@ int kvx_cl_region_announce(struct kvxfer_region *region)
 	if (request == NULL)
 		return -ENOMEM;
 	message.request_id = request->id;
-	message.kind = 1; /* host memory */
+	message.kind = memory->kind;
+	message.gpu = memory->gpu;
 	message.fd_offset = region->offset;
 	message.len = region->len_bytes;
 	message.access = region->access;
 	message.name = region->name;
+	message.publish = region->publish;
+	message.note.data = region->note;
+	message.note.len = region->note_bytes;
 	if (region->layout.n_planes > 0) {
 		message.layout = kvx_cl_planes_encode(&region->layout);
 		request->unsent = message.layout == NULL;
@@ -144,7 +196,8 @@ int kvx_cl_region_announce(struct kvxfer_region *region)
 	if (request->unsent)
 		err = kvx_cl_fail(client, -ENOMEM, "out of memory");
 	else
-		err = kvx_cl_request_send(client, request, &message.base, region->fd);
+		err = kvx_cl_request_send_fds(client, request, &message.base, memory->fds,
+					      memory->n_fds);
 	if (err == 0 && request->reply->id == 0)
 		err = kvx_cl_fail(client, -EPROTO, "the daemon gave the region no id");
 	if (err == 0)
@@ -156,10 +209,17 @@ int kvx_cl_region_announce(struct kvxfer_region *region)
 	return err;
 }
 
-static int region_finish(struct kvxfer_region *region, struct kvxfer_region **out_region)
+/* Makes it known to the daemon, anew after a reconnect: then it is in use. */
+int kvx_cl_region_announce(struct kvxfer_region *region)
 {
-	int err = kvx_cl_region_announce(region);
+	const struct kvx_cl_memory host = {.kind = 1, .fds = &region->fd, .n_fds = 1};
 
+	return region->gpu != NULL ? kvx_cl_gpu_announce(region, true)
+				   : kvx_cl_region_send(region, &host);
+}
+
+static int region_finish(struct kvxfer_region *region, int err, struct kvxfer_region **out_region)
+{
 	if (err < 0) {
 		/* Nobody but the daemon knows it: what it may still register for an abandoned
 		 * request has no descriptor, so that nothing can land in it. */
@@ -189,7 +249,7 @@ int kvxfer_region_alloc(struct kvxfer_client *client, uint64_t len_bytes,
 		return kvx_cl_fail(client, -EINVAL, "out_region is NULL");
 	if (len_bytes == 0)
 		return kvx_cl_fail(client, -EINVAL, "len_bytes is 0");
-	err = options_read(client, options, &opts);
+	err = options_read(client, options, KVXFER_REGION_HUGEPAGES, &opts);
 	if (err < 0)
 		return err;
 	err = region_create(client, &opts, len_bytes, &region);
@@ -204,7 +264,7 @@ int kvxfer_region_alloc(struct kvxfer_client *client, uint64_t len_bytes,
 	region->fd = memfd.fd;
 	region->map = memfd.map;
 	region->len_bytes = memfd.len_bytes;
-	return region_finish(region, out_region);
+	return region_finish(region, kvx_cl_region_announce(region), out_region);
 }
 
 int kvxfer_region_register(struct kvxfer_client *client, int fd, uint64_t offset,
@@ -223,14 +283,9 @@ int kvxfer_region_register(struct kvxfer_client *client, int fd, uint64_t offset
 		return err;
 	if (out_region == NULL)
 		return kvx_cl_fail(client, -EINVAL, "out_region is NULL");
-	err = options_read(client, options, &opts);
+	err = options_read(client, options, 0, &opts);
 	if (err < 0)
 		return err;
-	if (opts.flags != 0)
-		return kvx_cl_fail(client, -EINVAL,
-				   "KVXFER_REGION_HUGEPAGES is for "
-				   "kvxfer_region_alloc(): make the memfd with "
-				   "MFD_HUGETLB instead");
 	err = region_create(client, &opts, len_bytes, &region);
 	if (err < 0)
 		return err;
@@ -241,7 +296,42 @@ int kvxfer_region_register(struct kvxfer_client *client, int fd, uint64_t offset
 	}
 	region->offset = offset;
 	region->len_bytes = len_bytes;
-	return region_finish(region, out_region);
+	return region_finish(region, kvx_cl_region_announce(region), out_region);
+}
+
+int kvxfer_region_register_gpu(struct kvxfer_client *client,
+			       const struct kvxfer_gpu_segment *segments, uint32_t n_segments,
+			       const struct kvxfer_region_options *options,
+			       struct kvxfer_region **out_region)
+{
+	struct kvxfer_region_options opts;
+	struct kvxfer_region *region;
+	struct kvx_cl_gpu *gpu;
+	uint64_t len_bytes;
+	int err;
+
+	if (client == NULL)
+		return -EINVAL;
+	err = kvx_cl_enter_setup(client);
+	if (err < 0)
+		return err;
+	if (out_region == NULL)
+		return kvx_cl_fail(client, -EINVAL, "out_region is NULL");
+	err = options_read(client, options, KVXFER_REGION_IN_USE, &opts);
+	if (err < 0)
+		return err;
+	err = kvx_cl_gpu_create(client, segments, n_segments, &gpu, &len_bytes);
+	if (err < 0)
+		return err;
+	err = region_create(client, &opts, len_bytes, &region);
+	if (err < 0) {
+		kvx_cl_gpu_destroy(gpu);
+		return err;
+	}
+	region->gpu = gpu;
+	region->len_bytes = len_bytes;
+	err = kvx_cl_gpu_announce(region, (opts.flags & KVXFER_REGION_IN_USE) != 0);
+	return region_finish(region, err, out_region);
 }
 
 void *kvxfer_region_data(const struct kvxfer_region *region)

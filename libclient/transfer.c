@@ -92,9 +92,11 @@ static int sides_check(struct kvxfer_client *client, const struct kvxfer_transfe
 		return kvx_cl_fail(client, -EINVAL, "region or import_ is NULL");
 	if (t->region->client != client || t->import_->client != client)
 		return kvx_cl_fail(client, -EINVAL, "region or import_ is of another client");
+	if (t->import_->finding)
+		return kvx_cl_fail(client, -EAGAIN,
+				   "the import is not up yet: wait for KVXFER_EVENT_IMPORT_UP");
 	if (t->import_->id == 0)
-		return kvx_cl_fail(client, -EINVAL,
-				   "the import was lost with the daemon: close it");
+		return kvx_cl_fail(client, -EINVAL, "the import was lost: close it");
 	return 0;
 }
 
@@ -114,6 +116,9 @@ static int transfer_check(struct kvxfer_client *client, const struct kvxfer_tran
 	    (t->require[0] == '\0' ||
 	     strnlen(t->require, KVX_CL_TRANSPORT_BYTES) == KVX_CL_TRANSPORT_BYTES))
 		return kvx_cl_fail(client, -EINVAL, "require is not the name of a transport");
+	if (t->label != NULL && strnlen(t->label, KVXFER_LABEL_MAX + 1) > KVXFER_LABEL_MAX)
+		return kvx_cl_fail(client, -EINVAL, "the label is longer than %d bytes",
+				   KVXFER_LABEL_MAX);
 	err = payload_check(client, t->payload, t->payload_bytes);
 	if (err < 0)
 		return err;
@@ -123,28 +128,6 @@ static int transfer_check(struct kvxfer_client *client, const struct kvxfer_tran
 }
 
 /* ---- sending */
-
-/* Room for one frame in the sending queue. */
-static int frame_reserve(struct kvxfer_client *client, uint16_t type, size_t bytes,
-			 uint8_t **out_body)
-{
-	uint8_t *body;
-
-	if (bytes > client->max_frame_bytes)
-		return kvx_cl_fail(client, -EMSGSIZE,
-				   "a request of %zu bytes: the daemon takes %u at most", bytes,
-				   client->max_frame_bytes);
-	if (kvx_writer_pending_bytes(client->writer) + bytes > KVX_CL_OUT_MAX_BYTES)
-		return kvx_cl_fail(client, -EAGAIN,
-				   "%zu bytes wait to be sent, the daemon does not read them: "
-				   "dispatch, and try again",
-				   kvx_writer_pending_bytes(client->writer));
-	body = kvx_writer_reserve(client->writer, type, (uint32_t)bytes);
-	if (body == NULL)
-		return kvx_cl_fail(client, -ENOMEM, "out of memory");
-	*out_body = body;
-	return 0;
-}
 
 static int transfer_send(struct kvxfer_client *client, const struct kvxfer_transfer *t,
 			 struct kvx_cl_append *list, uint64_t *out_transfer)
@@ -161,7 +144,7 @@ static int transfer_send(struct kvxfer_client *client, const struct kvxfer_trans
 		return kvx_cl_fail(client, -ENOMEM, "out of memory");
 	list->xfer = xfer.id;
 	bytes = kvx_cl_encode_submit(NULL, t, list);
-	err = frame_reserve(client, KVXP__FRAME_TYPE__FRAME_XFER_SUBMIT, bytes, &body);
+	err = kvx_cl_reserve(client, KVXP__FRAME_TYPE__FRAME_XFER_SUBMIT, bytes, &body);
 	if (err < 0)
 		return err;
 	kvx_cl_encode_submit(body, t, list);
@@ -234,8 +217,8 @@ int kvxfer_transfer_append(struct kvxfer_client *client, uint64_t transfer,
 	err = list_check(client, &list);
 	if (err < 0)
 		return err;
-	err = frame_reserve(client, KVXP__FRAME_TYPE__FRAME_XFER_APPEND,
-			    kvx_cl_encode_append(NULL, &list), &body);
+	err = kvx_cl_reserve(client, KVXP__FRAME_TYPE__FRAME_XFER_APPEND,
+			     kvx_cl_encode_append(NULL, &list), &body);
 	if (err < 0)
 		return err;
 	kvx_cl_encode_append(body, &list);
@@ -256,8 +239,8 @@ int kvxfer_transfer_seal(struct kvxfer_client *client, uint64_t transfer, const 
 	err = payload_check(client, payload, payload_bytes);
 	if (err < 0)
 		return err;
-	err = frame_reserve(client, KVXP__FRAME_TYPE__FRAME_XFER_SEAL,
-			    kvx_cl_encode_seal(NULL, transfer, payload, payload_bytes), &body);
+	err = kvx_cl_reserve(client, KVXP__FRAME_TYPE__FRAME_XFER_SEAL,
+			     kvx_cl_encode_seal(NULL, transfer, payload, payload_bytes), &body);
 	if (err < 0)
 		return err;
 	kvx_cl_encode_seal(body, transfer, payload, payload_bytes);
@@ -279,8 +262,8 @@ int kvxfer_transfer_cancel(struct kvxfer_client *client, uint64_t transfer)
 	if (kvx_cl_table_find(&client->xfers, transfer) == NULL)
 		return kvx_cl_fail(client, -ENOENT, "transfer %llu has ended, or never was",
 				   (unsigned long long)transfer);
-	err = frame_reserve(client, KVXP__FRAME_TYPE__FRAME_XFER_CANCEL,
-			    kvx_cl_encode_cancel(NULL, transfer), &body);
+	err = kvx_cl_reserve(client, KVXP__FRAME_TYPE__FRAME_XFER_CANCEL,
+			     kvx_cl_encode_cancel(NULL, transfer), &body);
 	if (err < 0)
 		return err;
 	kvx_cl_encode_cancel(body, transfer);

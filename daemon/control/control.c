@@ -237,6 +237,22 @@ void kvx_control_on_arrival(struct kvx_control *control, const struct kvx_arriva
 	kvx_client_event(client, &event);
 }
 
+void kvx_control_on_region_lost(struct kvx_control *control, const struct kvx_region *region,
+				int status, const char *text)
+{
+	struct kvx_client *client = kvx_control_client(control, region->owner);
+	Kvxp__Event event = KVXP__EVENT__INIT;
+
+	if (client == NULL || client->sm.state != KVX_CLIENT_READY)
+		return;
+	event.type = KVXP__EVENT_TYPE__EVENT_REGION_LOST;
+	event.region = region->id;
+	event.status = kvx_status_from_errno(status);
+	event.scope = kvx_status_scope(event.status);
+	event.text = (char *)(uintptr_t)text;
+	kvx_client_event(client, &event);
+}
+
 int kvx_control_on_message(struct kvx_control *control, struct kvx_region *region, const void *data,
 			   uint32_t len)
 {

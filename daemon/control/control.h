@@ -67,6 +67,8 @@ void kvx_control_on_terminal(struct kvx_control *control,
 			     const struct kvx_xfer_end *end) KVX_ON_LOOP;
 void kvx_control_on_arrival(struct kvx_control *control,
 			    const struct kvx_arrival *arrival) KVX_ON_LOOP;
+void kvx_control_on_region_lost(struct kvx_control *control, const struct kvx_region *region,
+				int status, const char *text) KVX_ON_LOOP;
 /* 0, -EPIPE (the owner is gone), -EDQUOT (it does not read its events). */
 int kvx_control_on_message(struct kvx_control *control, struct kvx_region *region, const void *data,
 			   uint32_t len) KVX_ON_LOOP;

@@ -21,6 +21,7 @@
 #define KVX_HELLO_TIMEOUT_NS   (10 * KVX_SEC)
 #define KVX_RESOLVE_TIMEOUT_NS (8 * KVX_SEC) /* under the library's default of 10 s */
 #define KVX_CLIENT_CALLS_MAX   1024u         /* unanswered messages and pings of one client */
+#define KVX_CLIENT_POSTS_MAX   4096u         /* posted messages that no peer has confirmed yet */
 #define KVX_CLIENTS_OVER_LIMIT 64u /* connections over the limit that are told so in words */
 
 struct kvx_client;
@@ -57,9 +58,16 @@ struct kvx_import {
 	struct kvx_target_watch watch;
 	bool watching;
 	struct kvx_resolve *resolve; /* being resolved; else NULL */
+	struct kvx_find *find;       /* being looked for on another node; else NULL */
 	uint32_t request_id;         /* of the import, or of its release */
 	uint64_t check_region;
 	bool releasing;
+	uint64_t post_stream; /* of its posted messages, for the other daemon; 0: none yet */
+	int loss_status;  /* why it takes nothing more: the target is lost, or a posted message was
+			     not delivered; 0: it does */
+	char *loss_text;  /* malloc'd; NULL: the status's own */
+	bool loss_due;    /* to be told once no transfer is left */
+	bool told;        /* IMPORT_LOST was sent */
 	unsigned n_xfers; /* unfinished transfers through it */
 };
 
@@ -84,6 +92,8 @@ void kvx_xtable_fini(struct kvx_xtable *table);
 struct kvx_client_call {
 	struct kvx_client *client;
 	uint32_t request_id;
+	uint64_t
+	    posted; /* the import that the message was posted through: nothing is answered; 0 */
 	struct kvx_peer_call *peer_call;
 	char who[80]; /* ping: whom; "" for a message */
 	struct kvx_client_call *prev, *next;
@@ -125,7 +135,7 @@ struct kvx_client {
 	uint64_t bytes_total;
 	/* messages and pings */
 	struct kvx_client_call *calls;
-	unsigned n_calls;
+	unsigned n_calls, n_posts;
 	/* Regions opening or closing and unfinished transfers: the client's memory and, for who
 	 * waits for the fence, its life. Only kvx_client_unpend() takes from it. */
 	unsigned n_pending;
@@ -165,7 +175,8 @@ struct kvx_control {
 	bool closing;
 	uint64_t start_ns;
 	struct kvx_client *unsettled;
-	struct kvx_conn *dirty; /* connections with frames to send */
+	struct kvx_conn *dirty;  /* connections with frames to send */
+	uint64_t n_post_streams; /* ever; numbers of those that other daemons know */
 	struct kvx_xrec *free_recs;
 	struct kvx_xrec_slab *slabs;
 	struct kvx_control_stats stats;
@@ -237,12 +248,14 @@ void kvx_handle_region_register(struct kvx_client *client, struct kvx_msg *msg) 
 void kvx_handle_region_unregister(struct kvx_client *client, struct kvx_msg *msg) KVX_ON_LOOP;
 void kvx_handle_region_export(struct kvx_client *client, struct kvx_msg *msg) KVX_ON_LOOP;
 void kvx_handle_import(struct kvx_client *client, struct kvx_msg *msg) KVX_ON_LOOP;
+void kvx_handle_import_find(struct kvx_client *client, struct kvx_msg *msg) KVX_ON_LOOP;
 void kvx_handle_import_release(struct kvx_client *client, struct kvx_msg *msg) KVX_ON_LOOP;
 void kvx_handle_xfer_submit(struct kvx_client *client, struct kvx_msg *msg) KVX_ON_LOOP;
 void kvx_handle_xfer_append(struct kvx_client *client, struct kvx_msg *msg) KVX_ON_LOOP;
 void kvx_handle_xfer_seal(struct kvx_client *client, struct kvx_msg *msg) KVX_ON_LOOP;
 void kvx_handle_xfer_cancel(struct kvx_client *client, struct kvx_msg *msg) KVX_ON_LOOP;
 void kvx_handle_message_send(struct kvx_client *client, struct kvx_msg *msg) KVX_ON_LOOP;
+void kvx_handle_message_post(struct kvx_client *client, struct kvx_msg *msg) KVX_ON_LOOP;
 void kvx_handle_query(struct kvx_client *client, struct kvx_msg *msg) KVX_ON_LOOP;
 void kvx_handle_goodbye(struct kvx_client *client, struct kvx_msg *msg) KVX_ON_LOOP;
 
@@ -253,10 +266,22 @@ struct kvx_region *kvx_client_region(const struct kvx_client *client, uint64_t i
 struct kvx_import *kvx_client_import(const struct kvx_client *client, uint64_t id) KVX_ON_LOOP;
 void kvx_client_release_imports(struct kvx_client *client) KVX_ON_LOOP;
 void kvx_import_xfer_ended(struct kvx_import *import) KVX_ON_LOOP;
+/* An import that is still to get its target; -EDQUOT, -ENOMEM. */
+int kvx_import_create(struct kvx_client *client, uint32_t request_id, uint64_t check_region,
+		      struct kvx_import **out_import, struct kvx_why *why) KVX_ON_LOOP;
+/* It has one, whose reference it takes over: answers the request, also when it has to refuse. */
+void kvx_import_resolved(struct kvx_import *import, struct kvx_target *target, const void *note,
+			 uint32_t note_bytes) KVX_ON_LOOP;
+/* It will have none: answers the request and frees it. */
+void kvx_import_refuse(struct kvx_import *import, int status, const char *text) KVX_ON_LOOP;
+/* A message posted through it was not delivered: it takes nothing more, its transfers end, then
+ * its client is told. A second call adds nothing. */
+void kvx_import_fail(struct kvx_import *import, int status, const char *text) KVX_ON_LOOP;
 /* handle_xfer.c */
 void kvx_client_on_terminal(struct kvx_client *client, const struct kvx_xfer_end *end) KVX_ON_LOOP;
 /* Cancels the client's transfers through an import. */
-void kvx_client_cancel_import(struct kvx_client *client, struct kvx_import *import) KVX_ON_LOOP;
+void kvx_client_cancel_import(struct kvx_client *client, struct kvx_import *import, int status,
+			      const char *text) KVX_ON_LOOP;
 /* handle_message.c */
 int kvx_client_deliver_message(struct kvx_client *owner, const struct kvx_region *region,
 			       const void *data, uint32_t len) KVX_ON_LOOP;

@@ -221,6 +221,20 @@ static size_t text_sequence(const unsigned char *s)
 	return n;
 }
 
+int kvx_decode_publish(const char *name, struct kvx_why *why)
+{
+	size_t n = 0;
+
+	while (name[n] >= '!' && name[n] <= '~' && n < KVX_PUBLISH_BYTES)
+		n++;
+	if (name[n] == '\0' && n > 0 && n < KVX_PUBLISH_BYTES)
+		return 0;
+	return kvx_why(why, -EINVAL,
+		       "a published name has 1 to %d characters of printable ASCII, none of them "
+		       "blank",
+		       KVX_PUBLISH_BYTES - 1);
+}
+
 int kvx_decode_text(const char *text, const char *what, char *out, size_t out_bytes,
 		    struct kvx_why *why)
 {

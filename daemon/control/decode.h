@@ -36,8 +36,18 @@ uint64_t kvx_decoded_bytes(const struct kvx_decoded_lists *lists);
 int kvx_decode_layout(const struct kvx_config *config, const Kvxp__Layout *pb, uint64_t len_bytes,
 		      struct kvx_layout **out_layout, struct kvx_why *why);
 
+/* Makes what a region of GPU memory is made of. The fds of its bases are
+ * indices into the frame's: the caller takes them out of it. *out_gpu is the caller's. -EINVAL,
+ * -EMSGSIZE, -ENOMEM. */
+struct kvx_gpu_mem;
+int kvx_decode_gpu(const struct kvx_config *config, const Kvxp__GpuMemory *pb, unsigned n_fds,
+		   struct kvx_gpu_mem **out_gpu, struct kvx_why *why);
+
 /* Is a user's payload or message of allowed length? 0 or -EMSGSIZE. */
 int kvx_decode_payload(const ProtobufCBinaryData *data, struct kvx_why *why);
+
+/* Can a region be published under the name? 0 or -EINVAL. */
+int kvx_decode_publish(const char *name, struct kvx_why *why);
 
 /* Copies a text of a client for printing: control characters and what is not UTF-8 become '?'.
  * 0, or -EINVAL when it is longer than out_bytes - 1. */

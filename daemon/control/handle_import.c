@@ -31,24 +31,67 @@ static KVX_ON_LOOP void import_free(struct kvx_import *imp)
 		kvx_target_unwatch(imp->target, &imp->watch);
 	kvx_target_unref(imp->target);
 	kvx_idmap_remove(imp->client->imports, imp->id);
+	free(imp->loss_text);
 	free(imp);
+}
+
+/* Once, and after the last of the client's transfers through it. */
+static KVX_ON_LOOP void import_tell_loss(struct kvx_import *imp)
+{
+	Kvxp__Event event = KVXP__EVENT__INIT;
+
+	if (!imp->loss_due || imp->n_xfers > 0 || imp->releasing || imp->told)
+		return;
+	imp->told = true;
+	event.type = KVXP__EVENT_TYPE__EVENT_IMPORT_LOST;
+	event.import = imp->id;
+	event.status = kvx_status_from_errno(imp->loss_status);
+	event.scope = kvx_status_scope(event.status);
+	event.text = imp->loss_text != NULL ? imp->loss_text
+					    : (char *)(uintptr_t)kvx_status_text(event.status);
+	kvx_client_event(imp->client, &event);
+}
+
+static void import_set_loss(struct kvx_import *imp, int status, const char *text)
+{
+	free(imp->loss_text);
+	imp->loss_text = text != NULL && text[0] != '\0' ? strdup(text) : NULL;
+	imp->loss_status = status;
 }
 
 static void import_on_lost(struct kvx_target_watch *watch, int status, const char *text)
 {
 	struct kvx_import *imp =
 	    (struct kvx_import *)((char *)watch - offsetof(struct kvx_import, watch));
-	Kvxp__Event event = KVXP__EVENT__INIT;
 
 	kvx_assert_on_loop();
-	if (imp->releasing)
+	if (imp->told)
 		return;
-	event.type = KVXP__EVENT_TYPE__EVENT_IMPORT_LOST;
-	event.import = imp->id;
-	event.status = kvx_status_from_errno(status);
-	event.scope = kvx_status_scope(event.status);
-	event.text = (char *)(uintptr_t)(text != NULL ? text : "");
-	kvx_client_event(imp->client, &event);
+	import_set_loss(imp, status, text);
+	imp->loss_due = true;
+	import_tell_loss(imp);
+}
+
+/* That the receiver or its node is gone is told with the loss of the target, which comes after the
+ * fence of all that they had under way. */
+static bool loss_waits_for_target(int status)
+{
+	return status == -EPIPE || status == -EHOSTDOWN;
+}
+
+void kvx_import_fail(struct kvx_import *imp, int status, const char *text)
+{
+	struct kvx_why why;
+
+	if (imp->loss_status != 0 || imp->releasing)
+		return;
+	kvx_why(&why, 0, "a posted message was not delivered: %s",
+		text != NULL && text[0] != '\0' ? text
+						: kvx_status_text(kvx_status_from_errno(status)));
+	import_set_loss(imp, status, why.text);
+	imp->loss_due = !imp->target->lost && !loss_waits_for_target(status);
+	if (imp->loss_due)
+		kvx_client_cancel_import(imp->client, imp, status, why.text);
 }
 
 /* ---- the answer */
@@ -80,7 +123,7 @@ static Kvxp__Layout *import_layout(struct kvx_arena *arena, const struct kvx_lay
 	return pb;
 }
 
-static KVX_ON_LOOP void import_reply(struct kvx_import *imp)
+static KVX_ON_LOOP void import_reply(struct kvx_import *imp, const void *note, uint32_t note_bytes)
 {
 	struct kvx_client *client = imp->client;
 	struct kvx_target *target = imp->target;
@@ -89,6 +132,7 @@ static KVX_ON_LOOP void import_reply(struct kvx_import *imp)
 	reply.request_id = imp->request_id;
 	reply.id = imp->id;
 	reply.len = target->len_bytes;
+	reply.data = (ProtobufCBinaryData){note_bytes, (uint8_t *)(uintptr_t)note};
 	if (target->lane != NULL && target->lane->ops != NULL)
 		reply.transport = (char *)(uintptr_t)target->lane->ops->name;
 	if (target->layout != NULL) {
@@ -121,33 +165,33 @@ static KVX_ON_LOOP int import_check(const struct kvx_import *imp, struct kvx_why
 	return kvx_layout_compare(region->layout, imp->target->layout, why);
 }
 
-static KVX_ON_LOOP void import_refuse(struct kvx_import *imp, int status, const char *text)
+void kvx_import_refuse(struct kvx_import *imp, int status, const char *text)
 {
 	kvx_client_reply_error(imp->client, imp->request_id, status, text);
 	import_free(imp);
 }
 
-/* Takes over the reference of target. */
-static KVX_ON_LOOP void import_resolved(struct kvx_import *imp, struct kvx_target *target)
+void kvx_import_resolved(struct kvx_import *imp, struct kvx_target *target, const void *note,
+			 uint32_t note_bytes)
 {
 	struct kvx_why why = {""};
 	int err;
 
 	imp->target = target;
 	if (target->lost) {
-		import_refuse(imp, target->lost_status,
-			      "the region was lost while it was imported");
+		kvx_import_refuse(imp, target->lost_status,
+				  "the region was lost while it was imported");
 		return;
 	}
 	err = import_check(imp, &why);
 	if (err < 0) {
-		import_refuse(imp, err, why.text);
+		kvx_import_refuse(imp, err, why.text);
 		return;
 	}
 	imp->watch.lost = import_on_lost;
 	kvx_target_watch(target, &imp->watch);
 	imp->watching = true;
-	import_reply(imp);
+	import_reply(imp, note, note_bytes);
 }
 
 static void import_on_resolve(void *arg, int status, const char *text, struct kvx_target *target)
@@ -157,9 +201,9 @@ static void import_on_resolve(void *arg, int status, const char *text, struct kv
 	kvx_assert_on_loop();
 	imp->resolve = NULL;
 	if (status < 0)
-		import_refuse(imp, status, text);
+		kvx_import_refuse(imp, status, text);
 	else
-		import_resolved(imp, target);
+		kvx_import_resolved(imp, target, NULL, 0);
 }
 
 /* ---- the request */
@@ -186,8 +230,8 @@ static KVX_ON_LOOP int import_local(const struct kvx_client *client, const struc
 	return kvx_node_target_open(control->conf.node, region, out_target, why);
 }
 
-static int import_create(struct kvx_client *client, const Kvxp__Import *req,
-			 struct kvx_import **out_import, struct kvx_why *why)
+int kvx_import_create(struct kvx_client *client, uint32_t request_id, uint64_t check_region,
+		      struct kvx_import **out_import, struct kvx_why *why)
 {
 	uint32_t limit = client->control->conf.config->imports_per_client;
 	struct kvx_import *imp;
@@ -210,8 +254,8 @@ static int import_create(struct kvx_client *client, const Kvxp__Import *req,
 		return err;
 	}
 	imp->client = client;
-	imp->request_id = req->request_id;
-	imp->check_region = req->check_region;
+	imp->request_id = request_id;
+	imp->check_region = check_region;
 	*out_import = imp;
 	return 0;
 }
@@ -226,7 +270,7 @@ static KVX_ON_LOOP int import_start(struct kvx_import *imp, const struct kvx_des
 	if (memcmp(desc->node_id, control->conf.node_id, KVX_NODE_ID_BYTES) == 0) {
 		err = import_local(imp->client, desc, &target, why);
 		if (err == 0)
-			import_resolved(imp, target);
+			kvx_import_resolved(imp, target, NULL, 0);
 		return err;
 	}
 	if (control->conf.peers == NULL)
@@ -253,7 +297,7 @@ void kvx_handle_import(struct kvx_client *client, struct kvx_msg *msg)
 	request_id = req->request_id;
 	err = kvx_desc_unpack(req->descriptor.data, req->descriptor.len, &desc, &why);
 	if (err == 0)
-		err = import_create(client, req, &imp, &why);
+		err = kvx_import_create(client, request_id, req->check_region, &imp, &why);
 	if (err == 0)
 		err = import_start(imp, &desc, &why);
 	if (err == 0)
@@ -277,6 +321,8 @@ void kvx_import_xfer_ended(struct kvx_import *imp)
 	imp->n_xfers--;
 	if (imp->n_xfers == 0 && imp->releasing)
 		import_release_done(imp);
+	else
+		import_tell_loss(imp);
 }
 
 void kvx_handle_import_release(struct kvx_client *client, struct kvx_msg *msg)
@@ -298,7 +344,7 @@ void kvx_handle_import_release(struct kvx_client *client, struct kvx_msg *msg)
 	if (imp->n_xfers == 0)
 		import_release_done(imp);
 	else
-		kvx_client_cancel_import(client, imp);
+		kvx_client_cancel_import(client, imp, -ECANCELED, "the import was released");
 }
 
 /* Those with unfinished transfers go when the last of these has ended. */
@@ -312,7 +358,10 @@ void kvx_client_release_imports(struct kvx_client *client)
 	while ((imp = kvx_idmap_next(client->imports, &cursor)) != NULL) {
 		if (imp->resolve != NULL)
 			kvx_resolve_abandon(imp->resolve);
+		if (imp->find != NULL)
+			kvx_find_abandon(imp->find);
 		imp->resolve = NULL;
+		imp->find = NULL;
 		imp->releasing = true;
 		if (imp->n_xfers == 0)
 			import_free(imp);

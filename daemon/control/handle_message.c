@@ -1,6 +1,8 @@
-/* MESSAGE_SEND and pings: small things that go to another client or node and are answered. On this
- * node a message is an event of the region's owner at once; to another it goes by the peer channel.
- * Owns the calls that wait for a peer. Loop thread. */
+/* MESSAGE_SEND, MESSAGE_POST and pings: small things that go to another client or node. On this
+ * node a message is an event of the region's owner at once; to another it goes by the peer channel,
+ * after all that was said there before, the ends of transfers too. What was sent is answered; what
+ * was posted ends its import when it is not delivered. Owns the calls that wait for a peer. Loop
+ * thread. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -8,6 +10,7 @@
 #include <utlist.h>
 
 #include "base/clock.h"
+#include "base/idmap.h"
 #include "base/log.h"
 #include "control/control_priv.h"
 #include "control/decode.h"
@@ -57,8 +60,13 @@ static struct kvx_client_call *call_create(struct kvx_client *client, uint32_t r
 
 static void call_destroy(struct kvx_client_call *call)
 {
-	DL_DELETE(call->client->calls, call);
-	call->client->n_calls--;
+	struct kvx_client *client = call->client;
+
+	DL_DELETE(client->calls, call);
+	if (call->posted != 0)
+		client->n_posts--;
+	else
+		client->n_calls--;
 	free(call);
 }
 
@@ -102,15 +110,15 @@ static KVX_ON_LOOP int message_local(struct kvx_control *control, const struct k
 static KVX_ON_LOOP int message_remote(struct kvx_client *client, const Kvxp__MessageSend *req,
 				      struct kvx_target *target, struct kvx_why *why)
 {
+	const struct kvx_peer_message message = {req->data.data, (uint32_t)req->data.len, 0};
 	struct kvx_client_call *call;
 	int err = 0;
 
 	call = call_create(client, req->request_id, why, &err);
 	if (call == NULL)
 		return err;
-	err = kvx_peers_message(client->control->conf.peers, target, req->data.data,
-				(uint32_t)req->data.len, CALL_TIMEOUT_NS, message_on_reply, call,
-				&call->peer_call);
+	err = kvx_peers_message(client->control->conf.peers, target, &message, CALL_TIMEOUT_NS,
+				message_on_reply, call, &call->peer_call);
 	if (err < 0)
 		call_destroy(call);
 	return err;
@@ -143,6 +151,76 @@ void kvx_handle_message_send(struct kvx_client *client, struct kvx_msg *msg)
 		err = message_local(client->control, imp->target, &req->data, &why);
 	}
 	kvx_client_reply_error(client, req->request_id, err, why.text);
+}
+
+/* ---- posted messages */
+
+static void post_on_reply(void *arg, int status, const char *text)
+{
+	struct kvx_client_call *call = arg;
+	struct kvx_client *client = call->client;
+	struct kvx_import *imp = kvx_idmap_find(client->imports, call->posted);
+
+	kvx_assert_on_loop();
+	call_destroy(call);
+	if (status < 0 && imp != NULL)
+		kvx_import_fail(imp, status, text);
+}
+
+static KVX_ON_LOOP int post_remote(struct kvx_import *imp, const ProtobufCBinaryData *data,
+				   struct kvx_why *why)
+{
+	struct kvx_client *client = imp->client;
+	struct kvx_peer_message message = {data->data, (uint32_t)data->len, 0};
+	struct kvx_client_call *call;
+	int err;
+
+	if (imp->post_stream == 0)
+		imp->post_stream = ++client->control->n_post_streams;
+	message.stream = imp->post_stream;
+	if (client->n_posts >= KVX_CLIENT_POSTS_MAX)
+		return kvx_why(why, -EDQUOT, "%u posted messages are unconfirmed, the limit",
+			       KVX_CLIENT_POSTS_MAX);
+	call = calloc(1, sizeof(*call));
+	if (call == NULL)
+		return -ENOMEM;
+	call->client = client;
+	call->posted = imp->id;
+	DL_APPEND(client->calls, call);
+	client->n_posts++;
+	err = kvx_peers_message(client->control->conf.peers, imp->target, &message, CALL_TIMEOUT_NS,
+				post_on_reply, call, &call->peer_call);
+	if (err < 0)
+		call_destroy(call);
+	return err;
+}
+
+void kvx_handle_message_post(struct kvx_client *client, struct kvx_msg *msg)
+{
+	struct kvx_why why = {""};
+	Kvxp__MessagePost *req;
+	struct kvx_import *imp;
+	int err;
+
+	req = kvx_client_decode(client, &kvxp__message_post__descriptor, msg);
+	if (req == NULL)
+		return;
+	imp = kvx_client_import(client, req->import);
+	if (imp == NULL) {
+		client->control->stats.stale_requests++;
+		return;
+	}
+	/* Its loss has been told, or is about to be: with it this message. */
+	if (imp->target->lost || imp->loss_status != 0)
+		return;
+	err = req->data.len > 0 ? kvx_decode_payload(&req->data, &why)
+				: kvx_why(&why, -EINVAL, "a message of 0 bytes");
+	if (err == 0 && imp->target->peer != NULL)
+		err = post_remote(imp, &req->data, &why);
+	else if (err == 0)
+		err = message_local(client->control, imp->target, &req->data, &why);
+	if (err < 0)
+		kvx_import_fail(imp, err, why.text);
 }
 
 /* ---- pings */

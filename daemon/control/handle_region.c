@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "control/control_priv.h"
 #include "control/decode.h"
+#include "mem/gpu.h"
 
 /* What control keeps of a region, from its registration to its end: closing needs no memory. */
 struct region_record {
@@ -121,7 +122,10 @@ static int register_check(const Kvxp__RegionRegister *req, const struct kvx_msg 
 			       "memory kind %" PRIu32 " (%s) is not supported by this daemon on "
 			       "this node",
 			       req->kind, kvx_mem_kind_name(req->kind));
-	if (msg->n_fds != 1)
+	if (kvx_mem_kind_is_gpu(ops->kind) != (req->gpu != NULL))
+		return kvx_why(why, -EINVAL, "memory kind %s %s a description of GPU memory",
+			       ops->name, req->gpu != NULL ? "takes no" : "needs");
+	if (msg->n_fds != 1 && req->gpu == NULL)
 		return kvx_why(why, -EBADF,
 			       "a region is registered with exactly one file descriptor, %u came",
 			       msg->n_fds);
@@ -136,29 +140,57 @@ static int register_check(const Kvxp__RegionRegister *req, const struct kvx_msg 
 	return 0;
 }
 
+/* A memfd is the region's now. dma-bufs are closed with the message: no transport takes them yet,
+ * and kept they would count against the daemon's limit of fds. */
+static void region_take_fds(struct kvx_region *region, struct kvx_msg *msg)
+{
+	struct kvx_gpu_mem *gpu = region->mem.gpu;
+
+	if (gpu == NULL) {
+		kvx_msg_take_fd(msg, 0);
+		return;
+	}
+	for (uint32_t i = 0; i < gpu->n_bases; i++)
+		gpu->bases[i].fd = -1;
+}
+
+/* Before the region has taken them they are indices, which nobody must close. */
+static void gpu_drop(struct kvx_gpu_mem *gpu)
+{
+	for (uint32_t i = 0; gpu != NULL && i < gpu->n_bases; i++)
+		gpu->bases[i].fd = -1;
+	kvx_gpu_mem_destroy(gpu);
+}
+
 static KVX_ON_LOOP int region_add(struct kvx_client *client, const Kvxp__RegionRegister *req,
 				  struct kvx_msg *msg, struct kvx_region **out_region,
 				  struct kvx_why *why)
 {
 	char name[KVX_REGION_NAME_BYTES];
 	const struct kvx_mem_ops *ops = NULL;
+	const struct kvx_config *config = client->control->conf.config;
 	struct kvx_layout *layout = NULL;
+	struct kvx_gpu_mem *gpu = NULL;
 	struct kvx_region *region;
 	int err;
 
 	err = register_check(req, msg, &ops, why);
 	if (err == 0)
 		err = kvx_decode_text(req->name, "region name", name, sizeof(name), why);
+	if (err == 0 && req->gpu != NULL)
+		err = kvx_decode_gpu(config, req->gpu, msg->n_fds, &gpu, why);
 	if (err == 0)
-		err = kvx_decode_layout(client->control->conf.config, req->layout, req->len,
-					&layout, why);
-	if (err < 0)
+		err = kvx_decode_layout(config, req->layout, req->len, &layout, why);
+	if (err < 0) {
+		gpu_drop(gpu);
 		return err;
+	}
 	const struct kvx_region_request request = {
 	    .owner = client->id,
 	    .tenant = client->tenant,
 	    .ops = ops,
-	    .fd = msg->fds[0],
+	    .fd = gpu != NULL ? -1 : msg->fds[0],
+	    .gpu = gpu,
 	    .fd_offset = req->fd_offset,
 	    .len_bytes = req->len,
 	    .access = req->access,
@@ -167,18 +199,72 @@ static KVX_ON_LOOP int region_add(struct kvx_client *client, const Kvxp__RegionR
 	    .layout = layout,
 	};
 	err = kvx_region_add(kvx_node_regions(client_node(client)), &request, &region, why);
-	if (err < 0)
+	if (err < 0) {
+		gpu_drop(gpu);
 		return err;
-	kvx_msg_take_fd(msg, 0); /* it is the region's now */
+	}
+	region_take_fds(region, msg);
 	memcpy(region->name, name, sizeof(name));
 	*out_region = region;
 	return 0;
 }
 
+/* Has another region the name? Not that of a client that is gone already, and whose end is only to
+ * be settled: an engine that is started anew must not stumble over it. */
+static KVX_ON_LOOP bool name_is_taken(const struct kvx_client *client, const char *name)
+{
+	struct kvx_regions *regions = kvx_node_regions(client_node(client));
+	struct kvx_region *region = kvx_region_find_published(regions, client->tenant, name);
+	const struct kvx_client *owner;
+
+	if (region == NULL)
+		return false;
+	owner = kvx_control_client(client->control, region->owner);
+	if (owner != NULL && owner->sm.state == KVX_CLIENT_READY)
+		return true;
+	kvx_region_unpublish(regions, region);
+	return false;
+}
+
+/* What is wrong with what it is to be published as? Asked before the region takes the fd. */
+static KVX_ON_LOOP int publish_check(const struct kvx_client *client,
+				     const Kvxp__RegionRegister *req, struct kvx_why *why)
+{
+	int err;
+
+	if (req->publish[0] == '\0')
+		return req->note.len == 0
+			   ? 0
+			   : kvx_why(why, -EINVAL, "a note without a name to publish");
+	err = kvx_decode_publish(req->publish, why);
+	if (err == 0 && req->access == 0)
+		err =
+		    kvx_why(why, -EACCES, "a region without access for others cannot be published");
+	if (err == 0)
+		err = kvx_decode_payload(&req->note, why);
+	if (err == 0 && name_is_taken(client, req->publish))
+		err = kvx_why(why, -EEXIST,
+			      "another region of the tenant is published as %s on this node",
+			      req->publish);
+	return err;
+}
+
+static KVX_ON_LOOP int region_publish(const struct kvx_client *client,
+				      const Kvxp__RegionRegister *req, struct kvx_region *region,
+				      struct kvx_why *why)
+{
+	struct kvx_regions *regions = kvx_node_regions(client_node(client));
+
+	if (req->publish[0] == '\0')
+		return 0;
+	return kvx_region_publish(regions, region, req->publish, req->note.data,
+				  (uint32_t)req->note.len, why);
+}
+
 void kvx_handle_region_register(struct kvx_client *client, struct kvx_msg *msg)
 {
 	struct kvx_why why = {""};
-	struct kvx_region *region;
+	struct kvx_region *region = NULL;
 	struct region_record *record;
 	Kvxp__RegionRegister *req;
 	int err;
@@ -186,23 +272,28 @@ void kvx_handle_region_register(struct kvx_client *client, struct kvx_msg *msg)
 	req = kvx_client_decode(client, &kvxp__region_register__descriptor, msg);
 	if (req == NULL)
 		return;
-	record = record_create(client, req->request_id, req->len);
+	/* GPU memory does not count against what a client may have of the host's. */
+	record = record_create(client, req->request_id, req->gpu != NULL ? 0 : req->len);
 	if (record == NULL) {
 		kvx_client_reply_error(client, req->request_id, -ENOMEM, NULL);
 		return;
 	}
-	err = region_add(client, req, msg, &region, &why);
+	err = publish_check(client, req, &why);
+	if (err == 0)
+		err = region_add(client, req, msg, &region, &why);
 	if (err < 0) {
 		free(record);
 		kvx_client_reply_error(client, req->request_id, err, why.text);
 		return;
 	}
 	region->record = record;
-	err = kvx_node_region_open(client_node(client), region, region_on_open, record);
+	err = region_publish(client, req, region, &why);
+	if (err == 0)
+		err = kvx_node_region_open(client_node(client), region, region_on_open, record);
 	if (err < 0) {
 		kvx_region_remove(kvx_node_regions(client_node(client)), region);
 		free(record);
-		kvx_client_reply_error(client, req->request_id, err, NULL);
+		kvx_client_reply_error(client, req->request_id, err, why.text);
 		return;
 	}
 	client->n_regions++;
@@ -236,7 +327,7 @@ void kvx_handle_region_export(struct kvx_client *client, struct kvx_msg *msg)
 	struct kvx_control *control = client->control;
 	Kvxp__Reply reply = KVXP__REPLY__INIT;
 	uint8_t bytes[KVX_DESC_BYTES];
-	struct kvx_desc desc = {.epoch = control->conf.epoch};
+	struct kvx_desc desc;
 	Kvxp__RegionExport *req;
 	struct kvx_region *region;
 
@@ -256,12 +347,7 @@ void kvx_handle_region_export(struct kvx_client *client, struct kvx_msg *msg)
 				       "the region was registered without access for others");
 		return;
 	}
-	memcpy(desc.node_id, control->conf.node_id, sizeof(desc.node_id));
-	desc.region = region->id;
-	desc.len_bytes = region->mem.len_bytes;
-	desc.access = region->access;
-	desc.mem_kind = region->mem.ops->kind;
-	memcpy(desc.token, region->token, sizeof(desc.token));
+	kvx_desc_of(&desc, region, control->conf.node_id, control->conf.epoch);
 	if (control->conf.peers != NULL)
 		snprintf(desc.addr, sizeof(desc.addr), "%s",
 			 kvx_peers_address(control->conf.peers));

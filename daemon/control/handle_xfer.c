@@ -60,6 +60,7 @@ static KVX_ON_LOOP void xfer_refuse(struct kvx_client *client, const Kvxp__XferS
 	struct kvx_xfer_row row = {
 	    .end = end,
 	    .tenant = client->tenant,
+	    .label = req->label,
 	    .region = req->region,
 	    .remote_region = imp != NULL ? imp->target->region_id : 0,
 	    .peer = imp != NULL && imp->target->peer_name != NULL ? imp->target->peer_name : "",
@@ -118,6 +119,22 @@ static KVX_ON_LOOP int submit_check(struct kvx_client *client, const Kvxp__XferS
 	return kvx_decode_payload(&req->payload, why);
 }
 
+/* In place: what people are shown has no control characters. One that is too long is cut off, for
+ * the refusal of the transfer. */
+static int submit_clean_label(Kvxp__XferSubmit *req, struct kvx_why *why)
+{
+	char label[KVX_LABEL_BYTES];
+	int err;
+
+	if (req->label[0] == '\0')
+		return 0;
+	err = kvx_decode_text(req->label, "label", label, sizeof(label), why);
+	if (err < 0)
+		label[0] = '\0';
+	memcpy(req->label, label, strlen(label) + 1);
+	return err;
+}
+
 static KVX_ON_LOOP int submit_fill(struct kvx_client *client, const Kvxp__XferSubmit *req,
 				   struct kvx_import *imp, struct kvx_decoded_lists *lists,
 				   struct kvx_xfer_req *out, struct kvx_why *why)
@@ -130,6 +147,10 @@ static KVX_ON_LOOP int submit_fill(struct kvx_client *client, const Kvxp__XferSu
 		return kvx_why(why, -ENOENT, "the local region is not one of this client");
 	if (imp == NULL)
 		return kvx_why(why, -ENOENT, "the import is not one of this client");
+	if (imp->loss_status != 0 && !imp->target->lost)
+		return kvx_why(why, imp->loss_status,
+			       "the import has ended, as a message posted through it was not "
+			       "delivered: close it");
 	err = kvx_decode_lists(config, req->blocks, req->ops, req->streaming, lists, why);
 	if (err == 0)
 		err = lists_check_room(client, lists, why);
@@ -145,6 +166,7 @@ static KVX_ON_LOOP int submit_fill(struct kvx_client *client, const Kvxp__XferSu
 	    .deadline_ns =
 		(req->deadline_ms != 0 ? req->deadline_ms : config->deadline_ms) * KVX_MS,
 	    .require = req->require,
+	    .label = req->label,
 	    .payload = req->payload.data,
 	    .payload_bytes = (uint32_t)req->payload.len,
 	    .streaming = req->streaming,
@@ -204,7 +226,9 @@ void kvx_handle_xfer_submit(struct kvx_client *client, struct kvx_msg *msg)
 	}
 	client->last_number = req->xfer;
 	imp = kvx_client_import(client, req->import);
-	err = submit_check(client, req, &why);
+	err = submit_clean_label(req, &why);
+	if (err == 0)
+		err = submit_check(client, req, &why);
 	if (err == 0)
 		err = submit_fill(client, req, imp, &lists, &xreq, &why);
 	if (err == 0)
@@ -303,7 +327,8 @@ void kvx_client_on_terminal(struct kvx_client *client, const struct kvx_xfer_end
 
 /* Cancelling may end a transfer at once, which frees its record, but never the record of another.
  * The hold keeps the import until all have been looked at. */
-void kvx_client_cancel_import(struct kvx_client *client, struct kvx_import *imp)
+void kvx_client_cancel_import(struct kvx_client *client, struct kvx_import *imp, int status,
+			      const char *text)
 {
 	uint32_t i;
 
@@ -315,7 +340,7 @@ void kvx_client_cancel_import(struct kvx_client *client, struct kvx_import *imp)
 			struct kvx_xrec *next = rec->next;
 
 			if (rec->import == imp)
-				kvx_xfer_cancel(rec->xfer, -ECANCELED, "the import was released");
+				kvx_xfer_cancel(rec->xfer, status, text);
 			rec = next;
 		}
 	}

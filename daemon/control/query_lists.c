@@ -79,6 +79,7 @@ static void region_fill(const struct kvx_query *query, const struct kvx_region *
 	kvx_json_id(row, "owner", region->owner);
 	kvx_json_text(row, "tenant", tenant_name(query, region->tenant));
 	kvx_json_text(row, "name", region->name);
+	kvx_json_text(row, "published", kvx_region_published_name(region));
 	kvx_json_text(row, "kind", region->mem.ops->name);
 	kvx_json_u64(row, "bytes", region->mem.len_bytes);
 	kvx_json_u64(row, "page_bytes", region->mem.page_bytes);
@@ -110,7 +111,7 @@ void kvx_query_regions(const struct kvx_query *query, struct json_object *out)
 
 struct xfer_lists {
 	const struct kvx_query *query;
-	struct json_object *live, *ended;
+	struct json_object *live, *ended, *inbound;
 	uint64_t omitted;
 	uint64_t now_ns;
 };
@@ -125,6 +126,7 @@ static void xfer_fill(const struct kvx_query *query, const struct kvx_xfer_row *
 	kvx_json_id(row, "client", end->client);
 	kvx_json_text(row, "tenant", tenant_name(query, x->tenant));
 	kvx_json_id(row, "tag", end->tag);
+	kvx_json_text(row, "label", x->label);
 	kvx_json_text(row, "op", end->op == KVX_OP_READ ? "read" : "write");
 	kvx_json_text(row, "state", x->state);
 	kvx_json_text(row, "status",
@@ -160,16 +162,39 @@ static void xfer_row(void *arg, const struct kvx_xfer_row *x)
 	kvx_json_u64(row, "now_ns", lists->now_ns);
 }
 
+static void inbound_row(void *arg, const struct kvx_inbound_row *in)
+{
+	struct xfer_lists *lists = arg;
+	struct json_object *row;
+
+	if (!kvx_query_sees(lists->query, in->tenant))
+		return;
+	row = kvx_json_row(lists->inbound, &lists->omitted);
+	if (row == NULL)
+		return;
+	kvx_json_text(row, "tenant", tenant_name(lists->query, in->tenant));
+	kvx_json_id(row, "tag", in->tag);
+	kvx_json_text(row, "label", in->label);
+	kvx_json_text(row, "op", in->op == KVX_OP_READ ? "read" : "write");
+	kvx_json_text(row, "peer", in->peer);
+	kvx_json_id(row, "region", in->region);
+	kvx_json_u64(row, "open_ns", in->open_ns);
+	kvx_json_u64(row, "now_ns", lists->now_ns);
+}
+
 void kvx_query_transfers(const struct kvx_query *query, struct json_object *out)
 {
 	struct xfer_lists lists = {
 	    .query = query,
 	    .live = kvx_json_list(out, "live"),
 	    .ended = kvx_json_list(out, "ended"),
+	    .inbound = kvx_json_list(out, "inbound"),
 	    .now_ns = kvx_now_ns(),
 	};
 
 	kvx_xfers_walk(kvx_node_xfers(query->control->conf.node), xfer_row, &lists);
+	if (query->control->conf.peers != NULL)
+		kvx_peers_walk_inbound(query->control->conf.peers, inbound_row, &lists);
 	kvx_json_omitted(out, lists.omitted);
 }
 

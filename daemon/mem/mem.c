@@ -5,8 +5,10 @@
 #include <unistd.h>
 
 #include "base/assert.h"
+#include "mem/gpu.h"
 
-static const struct kvx_mem_ops *const all_kinds[] = {&kvx_mem_host_ops};
+static const struct kvx_mem_ops *const all_kinds[] = {&kvx_mem_host_ops, &kvx_mem_hip_ops,
+						      &kvx_mem_cuda_ops};
 
 const struct kvx_mem_ops *kvx_mem_ops_find(enum kvx_mem_kind kind)
 {
@@ -47,4 +49,6 @@ void kvx_mem_fini(struct kvx_mem *mem)
 	if (mem->fd >= 0)
 		close(mem->fd);
 	mem->fd = -1;
+	kvx_gpu_mem_destroy(mem->gpu);
+	mem->gpu = NULL;
 }

@@ -5,6 +5,7 @@
 #ifndef KVX_MEM_H
 #define KVX_MEM_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "proto/kvx_err.h"
@@ -12,6 +13,7 @@
 enum kvx_mem_kind { KVX_MEM_HOST = 1, KVX_MEM_DMABUF = 2, KVX_MEM_HIP = 3, KVX_MEM_CUDA = 4 };
 
 struct kvx_mem_ops;
+struct kvx_gpu_mem;
 
 struct kvx_mem {
 	const struct kvx_mem_ops *ops;
@@ -19,8 +21,15 @@ struct kvx_mem {
 	uint64_t fd_offset;
 	uint64_t len_bytes;
 	uint8_t *addr; /* host kinds: the daemon's mapping; NULL before map() and after unmap() */
-	uint64_t page_bytes; /* 4096, or the huge page size: filled by check() */
+	uint64_t page_bytes;     /* 4096, or the huge page size: filled by check() */
+	struct kvx_gpu_mem *gpu; /* GPU kinds: what it is made of, see mem/gpu.h; NULL for others */
+	bool pinned; /* host memory that GPUs may copy from and to: page-locked for them */
 };
+
+static inline bool kvx_mem_kind_is_gpu(enum kvx_mem_kind kind)
+{
+	return kind == KVX_MEM_HIP || kind == KVX_MEM_CUDA;
+}
 
 struct kvx_mem_ops {
 	enum kvx_mem_kind kind;

@@ -7,8 +7,8 @@
 #include "transport/transport.h"
 
 /* Best first for the same pair of ends. */
-static const struct kvx_transport_ops *const backends[] = {&kvx_copy_ops, &kvx_verbs_ops,
-							   &kvx_fabric_ops, NULL};
+static const struct kvx_transport_ops *const backends[] = {&kvx_copy_ops, &kvx_gpu_transport_ops,
+							   &kvx_verbs_ops, &kvx_fabric_ops, NULL};
 
 static void ops_check(const struct kvx_transport_ops *ops)
 {

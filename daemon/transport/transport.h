@@ -27,6 +27,7 @@
 
 #include "base/metrics.h"
 #include "base/roles.h"
+#include "gpu/gpu.h"
 #include "mem/mem.h"
 
 #define KVX_TRANSPORT_ADDR_MAX 256
@@ -41,7 +42,7 @@ struct kvx_rkey;
 /* A device that a backend has found, usable or not. Backends without devices have one rail without
  * a name. Written by probe() only. */
 #define KVX_RAIL_NAME_BYTES 64
-#define KVX_MAX_RAILS       8 /* of one backend on one node */
+#define KVX_MAX_RAILS       8 /* of one backend on one node; of GPUs there may be KVX_GPU_MAX */
 enum kvx_rail_link { KVX_RAIL_LINK_NONE, KVX_RAIL_LINK_ETHERNET, KVX_RAIL_LINK_INFINIBAND };
 struct kvx_rail {
 	char name[KVX_RAIL_NAME_BYTES]; /* "mlx5_0:1"; "" for a backend without devices */
@@ -51,9 +52,10 @@ struct kvx_rail {
 	char firmware[64];
 	uint32_t port; /* 1.. */
 	uint32_t gid_index;
-	uint32_t mtu_bytes;  /* active path MTU */
-	uint64_t speed_mbps; /* of the link: lanes times signalling rate; 0: unknown */
-	int numa_node;       /* -1: unknown */
+	uint32_t mtu_bytes;    /* active path MTU */
+	uint64_t speed_mbps;   /* of the link: lanes times signalling rate; 0: unknown */
+	int numa_node;         /* -1: unknown */
+	struct kvx_gpu_id gpu; /* the device is a GPU; else all 0 */
 	enum kvx_rail_link link;
 	bool usable; /* it can be opened; endpoints also need a port that is up, see kvx_dom_port */
 	/* Why it is not usable, and what to do. Usable: what it waits for; "": nothing. */
@@ -176,6 +178,17 @@ struct kvx_verbs_conf {
 	uint32_t settle_ms; /* how long a packet may be under way */
 };
 
+/* gpu: [gpu] of the configuration, see kvxferd.conf(5) and docs/gpu.md. */
+struct kvx_gpu_conf {
+	char runtime[8];           /* "cuda", "hip", "auto"; "": auto */
+	char library_dir[256];     /* where its library is looked for first; "": nowhere */
+	uint32_t streams;          /* of each device, 1..16 */
+	int gather_max_bytes;      /* pieces up to this go by the gather kernel; 0: none; -1: as
+				      measured when the device is opened */
+	uint32_t call_timeout_ms;  /* how long a call of the runtime may take that maps memory */
+	uint32_t fence_timeout_ms; /* how long copies may go on before the device is reset */
+};
+
 struct kvx_dom_conf {
 	const char *bind_host;         /* node transports: address to listen on */
 	const char *provider;          /* fabric: provider name */
@@ -187,6 +200,7 @@ struct kvx_dom_conf {
 					  has it; UINT64_MAX: never */
 	const struct kvx_rail *rail;   /* open: which one; NULL: the first usable one */
 	struct kvx_verbs_conf verbs;
+	struct kvx_gpu_conf gpu;
 	uint32_t mem_kinds; /* bit set (1 << enum kvx_mem_kind) of memory this node may register */
 	void *test;         /* fake: its script */
 };
@@ -218,7 +232,12 @@ struct kvx_transport_ops {
 	void (*ep_close)(
 	    struct kvx_ep *ep); /* after fence(); frees it; rkeys of it are gone before */
 
-	/* rights: KVX_ACCESS_* that remote ends get. mem_dereg: a fence for inbound access to this
+	/* rights: KVX_ACCESS_* that remote ends get. Memory that GPUs reach (of one, or of the host
+	 * where there is one) is registered in its home first: a gpu domain, for GPU memory the one
+	 * of its device. That one fills mem->gpu->bases[].addr, or page-locks; all others find it
+	 * done (mem->pinned). A region of GPU memory may have several segments: offsets are of the
+	 * region, and an op may run over a segment's end. -EOPNOTSUPP: this domain takes no such
+	 * memory, which is no failure of the region. mem_dereg: a fence for inbound access to this
 	 * mr, except for ops that the transport moves by RMA (they are drained before by the
 	 * withdraw protocol, or cut by fence()). */
 	int (*mem_reg)(struct kvx_dom *dom, uint32_t tenant, const struct kvx_mem *mem,
@@ -261,6 +280,7 @@ const struct kvx_transport_ops *const *kvx_transport_registry(void);
 const struct kvx_transport_ops *kvx_transport_find(const char *name); /* NULL: unknown */
 
 extern const struct kvx_transport_ops kvx_copy_ops;
+extern const struct kvx_transport_ops kvx_gpu_transport_ops;
 extern const struct kvx_transport_ops kvx_verbs_ops;
 extern const struct kvx_transport_ops kvx_fabric_ops;
 extern const struct kvx_transport_ops kvx_fake_ops; /* tests only: not in the registry */

@@ -42,6 +42,20 @@ static uint64_t desc_checksum(const struct desc_wire *wire)
 	return sum;
 }
 
+void kvx_desc_of(struct kvx_desc *out_desc, const struct kvx_region *region,
+		 const uint8_t node_id[KVX_NODE_ID_BYTES], uint64_t epoch)
+{
+	*out_desc = (struct kvx_desc){
+	    .epoch = epoch,
+	    .region = region->id,
+	    .len_bytes = region->mem.len_bytes,
+	    .access = region->access,
+	    .mem_kind = region->mem.ops->kind,
+	};
+	memcpy(out_desc->node_id, node_id, KVX_NODE_ID_BYTES);
+	memcpy(out_desc->token, region->token, sizeof(out_desc->token));
+}
+
 void kvx_desc_pack(const struct kvx_desc *desc, uint8_t out[KVX_DESC_BYTES])
 {
 	struct desc_wire wire;

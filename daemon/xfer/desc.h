@@ -23,6 +23,9 @@ struct kvx_desc {
 	char addr[KVX_PEER_ADDR_BYTES]; /* where the owner's daemon listens for peers; "": it does
 					   not */
 };
+/* Of a region here, but for addr: "". */
+void kvx_desc_of(struct kvx_desc *out_desc, const struct kvx_region *region,
+		 const uint8_t node_id[KVX_NODE_ID_BYTES], uint64_t epoch);
 void kvx_desc_pack(const struct kvx_desc *desc,
 		   uint8_t out[KVX_DESC_BYTES]); /* with magic, version and a checksum */
 /* 0; -EINVAL: not a descriptor, damaged, or of another version (said in *why). */

@@ -26,18 +26,22 @@ static void node_on_lane_reset(void *arg, struct kvx_lane *lane, const char *cau
 {
 	kvx_assert_on_loop();
 	struct kvx_node *node = arg;
-	if (lane == &node->copy.lane)
-		node_lane_reset(node, cause);
-	else if (node->peers.lane_reset != NULL)
+	for (unsigned i = 0; i < node->n_lanes; i++) {
+		if (lane != &node->lanes[i].lane)
+			continue;
+		node_lane_reset(&node->lanes[i], cause);
+		return;
+	}
+	if (node->peers.lane_reset != NULL)
 		node->peers.lane_reset(node->peers.arg, lane, cause);
 }
 
 static void node_on_remote_open(void *arg, struct kvx_target *target, uint64_t uid, int op,
-				uint64_t tag)
+				uint64_t tag, const char *label)
 {
 	struct kvx_node *node = arg;
 	if (node->peers.remote_open != NULL)
-		node->peers.remote_open(node->peers.arg, target, uid, op, tag);
+		node->peers.remote_open(node->peers.arg, target, uid, op, tag, label);
 }
 
 static void node_on_remote_end(void *arg, struct kvx_target *target, uint64_t uid,
@@ -109,7 +113,7 @@ int kvx_node_open(const struct kvx_node_conf *conf, struct kvx_node **out_node, 
 	rc = node_doms_open(node, why);
 	if (rc != 0)
 		goto err_tables;
-	rc = node_lane_open(node, why);
+	rc = node_lanes_open(node, why);
 	if (rc != 0)
 		goto err_doms;
 	*out_node = node;
@@ -129,7 +133,7 @@ void kvx_node_close(struct kvx_node *node)
 	if (node == NULL)
 		return;
 	kvx_assert(kvx_regions_count(node->regions) == 0 && kvx_xfers_count(node->xfers) == 0);
-	node_lane_close(node);
+	node_lanes_close(node);
 	node_doms_close(node);
 	tables_destroy(node);
 	free(node);
@@ -183,7 +187,8 @@ static KVX_ON_LOOP unsigned node_drain_once(struct kvx_node *node)
 	for (unsigned i = 0; i < node->n_doms; i++)
 		n += kvx_worker_drain(node->doms[i].worker);
 	n += kvx_jobs_drain(node->jobs);
-	node_lane_step(node);
+	for (unsigned i = 0; i < node->n_lanes; i++)
+		node_lane_step(&node->lanes[i]);
 	kvx_xfers_pump(node->xfers);
 	return n;
 }
@@ -266,7 +271,12 @@ struct kvx_worker *kvx_node_worker(struct kvx_node *node, unsigned i, const char
 	return node->doms[i].worker;
 }
 
+struct kvx_lane *kvx_node_own_lane(struct kvx_node *node, unsigned i)
+{
+	return i < node->n_lanes ? &node->lanes[i].lane : NULL;
+}
+
 struct kvx_lane *kvx_node_copy_lane(struct kvx_node *node)
 {
-	return &node->copy.lane;
+	return &node->lanes[0].lane;
 }

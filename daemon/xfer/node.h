@@ -43,6 +43,21 @@ struct kvx_node_conf {
 		    */
 	/* Tests: another same-node transport for copy workers; NULL: kvx_copy_ops. */
 	const struct kvx_transport_ops *copy_ops;
+	/* What copies from and to GPU memory on this node, a worker for each device; NULL: none. */
+	const struct kvx_transport_ops *gpu_ops;
+	unsigned gpu_spin_us;
+	bool gpu_pin_host; /* host memory is page-locked, so that GPUs reach it */
+	void *region_arg;
+	/* The region cannot be used any more; its owner has to unregister it. NULL: nobody is told.
+	 */
+	void (*region_lost)(void *arg, struct kvx_region *region, int status, const char *text);
+};
+
+/* Why a region is taken away from who uses it: -EPIPE: its client is gone, and no transfer of it is
+ * left; else the region alone. */
+struct kvx_withdrawal {
+	int status;
+	const char *text;
 };
 
 /* What the peer table does for the node: installed by kvx_peers_open(), taken out (NULL) when the
@@ -51,15 +66,15 @@ struct kvx_node_peer_hooks {
 	void *arg;
 	/* Peer side of retiring: asks every peer that uses the region to stop; done_cb exactly once
 	 * (possibly before return) when all have answered or their lanes were fenced. */
-	void (*withdraw)(void *arg, struct kvx_region *region, void (*done_cb)(void *done_arg),
-			 void *done_arg);
+	void (*withdraw)(void *arg, struct kvx_region *region, const struct kvx_withdrawal *why,
+			 void (*done_cb)(void *done_arg), void *done_arg);
 	void (*lane_reset)(void *arg, struct kvx_lane *lane, const char *cause);
 	/* Notes of a rail's worker: an ep or the device was lost, the device is usable again, an ep
 	 * came in. */
 	void (*note)(void *arg, unsigned dom_index, const struct kvx_tevent *event);
 	/* As in struct kvx_xfers_conf. */
 	void (*remote_open)(void *arg, struct kvx_target *target, uint64_t xfer_uid, int op,
-			    uint64_t tag);
+			    uint64_t tag, const char *label);
 	void (*remote_end)(void *arg, struct kvx_target *target, uint64_t xfer_uid,
 			   const struct kvx_arrival *end);
 };
@@ -90,7 +105,7 @@ struct kvx_node_rail {
 /* What it waits for until endpoints can be made on it (a port that is down); NULL: nothing, or it
  * cannot be used at all. A hint: DEVICE_UP follows when the wait is over. */
 const char *kvx_node_rail_waits(const struct kvx_node_rail *rail);
-/* All of them, in the order of conf.peer_ops and then as probe() gave them. */
+/* All of them, in the order of conf.peer_ops and then as probe() gave them; GPUs first. */
 const struct kvx_node_rail *kvx_node_rails(const struct kvx_node *node, unsigned *out_n);
 /* The transports for peers that have a usable rail, best first, ended by NULL. */
 const struct kvx_transport_ops *const *kvx_node_peer_transports(const struct kvx_node *node);
@@ -103,6 +118,8 @@ void kvx_node_submit(struct kvx_node *node, struct kvx_worker *worker,
 /* All workers, for stats: i from 0; NULL ends. */
 struct kvx_worker *kvx_node_worker(struct kvx_node *node, unsigned i, const char **out_name);
 struct kvx_lane *kvx_node_copy_lane(struct kvx_node *node);
+/* Lanes of the node to itself: i from 0, the copy lane; then one for each GPU; NULL ends. */
+struct kvx_lane *kvx_node_own_lane(struct kvx_node *node, unsigned i);
 
 /* Maps the region (state MAPPING, as kvx_region_add() left it) and registers it in every domain,
  * then runs cb on the loop: status 0 (state LIVE) or -errno (all undone but the table entry: call
@@ -111,9 +128,10 @@ typedef void (*kvx_region_cb)(void *arg, struct kvx_region *region, int status, 
 int kvx_node_region_open(struct kvx_node *node, struct kvx_region *region, kvx_region_cb cb,
 			 void *arg) KVX_ON_LOOP;
 /* Retires a region in any state but MAPPING: no new transfers; cancels those that use it (status,
- * text); withdraws it from peers; deregisters; unmaps; removes it from the table; cb (region is
- * freed: only its id is passed). A second call while it is closing adds nothing and returns
- * -EALREADY: cb does not run. */
+ * text) and waits for their ends, with status -EPIPE (its client is gone; all transfers of that are
+ * cancelled) also for those of its owner; tells who has imported it; withdraws it from peers;
+ * deregisters; unmaps; removes it from the table; cb (region is freed: only its id is passed). A
+ * second call while it is closing adds nothing and returns -EALREADY: cb does not run. */
 typedef void (*kvx_region_closed_cb)(void *arg, uint64_t region_id);
 int kvx_node_region_close(struct kvx_node *node, struct kvx_region *region, int status,
 			  const char *text, kvx_region_closed_cb cb, void *arg) KVX_ON_LOOP;

@@ -1,6 +1,7 @@
-/* The transport domains of a node and their workers: copy workers, the inline one, and one for each
- * usable rail of each transport that peers are reached by. Opened and closed with the node; in
- * between, a rail whose device is lost stays in its place and is used no more. Loop thread. */
+/* The transport domains of a node and their workers: copy workers, the inline one, one for each
+ * GPU, and one for each usable rail of each transport that peers are reached by. Opened and closed
+ * with the node; in between, a rail whose device is lost stays in its place and is used no more.
+ * Loop thread. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -12,6 +13,8 @@
 /* Commands that may be in a worker's rings beside all batches; more are kept by the node. */
 #define RING_COMMANDS 1024
 
+#define MAX_FOUND (KVX_GPU_MAX > KVX_MAX_RAILS ? KVX_GPU_MAX : KVX_MAX_RAILS)
+
 /* Same-node eps report to nobody: a lost one is made anew. */
 static void copy_note(void *arg, const struct kvx_tevent *event)
 {
@@ -19,7 +22,17 @@ static void copy_note(void *arg, const struct kvx_tevent *event)
 	const struct node_dom *dom = arg;
 	const char *text = event->text != NULL ? event->text : "endpoint lost";
 	if (event->kind == KVX_TEV_EP_DOWN || event->kind == KVX_TEV_DEVICE_LOST)
-		node_lane_reset(dom->node, text);
+		node_lane_reset(&dom->node->lanes[0], text);
+}
+
+/* A GPU's ep is lost with its device alone. */
+static void gpu_note(void *arg, const struct kvx_tevent *event)
+{
+	kvx_assert_on_loop();
+	struct node_dom *dom = arg;
+	const char *text = event->text != NULL ? event->text : "the device is lost";
+	if (event->kind == KVX_TEV_DEVICE_LOST && !dom->rail->lost)
+		node_gpu_lost(dom, event->status, text);
 }
 
 static void rail_note(void *arg, const struct kvx_tevent *event)
@@ -36,6 +49,22 @@ static void rail_note(void *arg, const struct kvx_tevent *event)
 		node->peers.note(node->peers.arg, (unsigned)(dom - node->doms), event);
 }
 
+/* Whose notes go where, and how long its worker polls. */
+static void dom_conf(struct kvx_node *node, struct node_dom *dom, struct kvx_node_rail *rail,
+		     struct kvx_worker_conf *worker)
+{
+	const struct kvx_node_conf *conf = &node->conf;
+	bool is_gpu = rail != NULL && rail->ops == node->conf.gpu_ops;
+
+	worker->note = rail == NULL ? copy_note : is_gpu ? gpu_note : rail_note;
+	worker->note_arg = dom;
+	worker->spin_us = conf->spin_us;
+	if (is_gpu)
+		worker->spin_us = conf->gpu_spin_us;
+	else if (rail != NULL && rail->rail.name[0] != '\0')
+		worker->spin_us = conf->device_spin_us;
+}
+
 /* Appends a domain with its worker; rail NULL: one of the copy domains. */
 static KVX_ON_LOOP int dom_open(struct kvx_node *node, const char *name,
 				const struct kvx_transport_ops *ops, struct kvx_node_rail *rail,
@@ -43,7 +72,6 @@ static KVX_ON_LOOP int dom_open(struct kvx_node *node, const char *name,
 {
 	const struct kvx_node_conf *conf = &node->conf;
 	struct node_dom *dom = &node->doms[node->n_doms];
-	bool is_device = rail != NULL && rail->rail.name[0] != '\0';
 	char thread_name[16];
 	if (node->n_doms == KVX_MAX_DOMAINS)
 		return kvx_why(why, -ENOSPC, "more than %d transport domains", KVX_MAX_DOMAINS);
@@ -53,13 +81,11 @@ static KVX_ON_LOOP int dom_open(struct kvx_node *node, const char *name,
 	    .ops = ops,
 	    .dom = conf->dom,
 	    .ring_depth = conf->n_batches + RING_COMMANDS,
-	    .spin_us = is_device ? conf->device_spin_us : conf->spin_us,
 	    .threaded = threaded,
 	    .doorbell = threaded ? node_doorbell : NULL,
 	    .doorbell_arg = node,
-	    .note = rail != NULL ? rail_note : copy_note,
-	    .note_arg = dom,
 	};
+	dom_conf(node, dom, rail, &worker);
 	worker.dom.rail = rail != NULL ? &rail->rail : NULL;
 	snprintf(dom->name, sizeof(dom->name), "%s", name);
 	dom->node = node;
@@ -124,19 +150,22 @@ static KVX_ON_LOOP void transport_note_unusable(struct kvx_node *node,
 		reason = "no device was found";
 	*rail = (struct kvx_node_rail){.ops = ops, .rail.numa_node = -1};
 	snprintf(rail->rail.reason, sizeof(rail->rail.reason), "%s", reason);
+	kvx_info("node: %s is not usable: %s", ops->name, reason);
+	if (ops == node->conf.gpu_ops)
+		return;
 	snprintf(node->peer_why.text + len, sizeof(node->peer_why.text) - len, "%s%s: %s",
 		 len > 0 ? "; " : "", ops->name, reason);
-	kvx_info("node: %s is not usable: %s", ops->name, reason);
 }
 
 /* Returns how many rails of it can be used. */
 static KVX_ON_LOOP unsigned transport_open(struct kvx_node *node,
 					   const struct kvx_transport_ops *ops)
 {
-	struct kvx_rail rails[KVX_MAX_RAILS];
+	struct kvx_rail rails[MAX_FOUND];
 	struct kvx_why why = {.text = ""};
 	unsigned n_open = 0;
-	int n = ops->probe(&node->conf.dom, rails, KVX_MAX_RAILS, &why);
+	unsigned most = ops == node->conf.gpu_ops ? KVX_GPU_MAX : KVX_MAX_RAILS;
+	int n = ops->probe(&node->conf.dom, rails, most, &why);
 	if (n <= 0) {
 		transport_note_unusable(node, ops, why.text);
 		return 0;
@@ -150,6 +179,21 @@ static KVX_ON_LOOP unsigned transport_open(struct kvx_node *node,
 	return n_open;
 }
 
+/* A node without GPUs, or with unwell ones, is a node all the same. */
+static KVX_ON_LOOP void gpus_open(struct kvx_node *node)
+{
+	const struct kvx_transport_ops *ops = node->conf.gpu_ops;
+	unsigned row = node->n_rails;
+	if (ops == NULL) {
+		kvx_why(&node->gpu_why, 0, "GPUs are turned off ([gpu] enable)");
+		return;
+	}
+	if (transport_open(node, ops) > 0)
+		node->gpu_ops = ops;
+	else
+		kvx_why(&node->gpu_why, 0, "%s", node->rails[row].rail.reason);
+}
+
 int node_doms_open(struct kvx_node *node, struct kvx_why *why)
 {
 	const struct kvx_transport_ops *const *ops = node->conf.peer_ops;
@@ -159,6 +203,7 @@ int node_doms_open(struct kvx_node *node, struct kvx_why *why)
 		node_doms_close(node);
 		return rc;
 	}
+	gpus_open(node);
 	for (unsigned i = 0; i < KVX_NODE_TRANSPORTS && ops[i] != NULL; i++)
 		if (transport_open(node, ops[i]) > 0)
 			node->peer_transports[n++] = ops[i];

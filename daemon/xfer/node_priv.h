@@ -1,6 +1,6 @@
-/* Node, inside: shared by node.c (open, close, drain), node_doms.c (domains), node_lane.c (the copy
- * lane and its reset), node_reg.c (regions in), retire.c (regions out) and node_target.c (targets
- * of own regions). */
+/* Node, inside: shared by node.c (open, close, drain), node_doms.c (domains), node_lane.c (the
+ * lanes of the node to itself and their resets), node_reg.c (regions in), retire.c (regions out),
+ * node_target.c (targets of own regions) and node_gpu.c (what is special about GPU memory). */
 #ifndef KVX_NODE_PRIV_H
 #define KVX_NODE_PRIV_H
 
@@ -9,18 +9,20 @@
 #include "xfer/reg.h"
 
 #define NODE_MAX_COPY_WORKERS 8
+#define NODE_MAX_LANES        (1 + KVX_GPU_MAX) /* the copy lane, and one for each GPU */
 
 /* One transport domain; its index is the dom_index. */
 struct node_dom {
 	struct kvx_node *node;
 	struct kvx_worker *worker;
 	struct kvx_node_rail *rail; /* NULL: a copy domain */
+	struct node_lane *lane;     /* a GPU's domain: its own; else NULL */
 	char name[KVX_RAIL_NAME_BYTES];
 	bool threaded;
 };
 
-/* The copy lane: UP, or in one of the steps of a reset. The order is what makes it safe: no key is
- * freed while a batch is out, no ep closed while it has keys. */
+/* A lane of the node to itself: UP, or in one of the steps of a reset. The order is what makes it
+ * safe: no key is freed while a batch is out, no ep closed while it has keys. */
 enum node_lane_state {
 	NODE_LANE_UP,
 	NODE_LANE_FENCING,  /* FENCE on every outlet */
@@ -32,11 +34,14 @@ enum node_lane_state {
 };
 struct node_lane_cmd {
 	struct kvx_cmd cmd;
-	struct kvx_node *node;
+	struct node_lane *nl;
 	struct kvx_outlet *outlet;
 };
 struct node_lane {
 	struct kvx_lane lane;
+	struct kvx_node *node;
+	unsigned index; /* in node->lanes */
+	bool lost;      /* its device is: it stays down */
 	struct kvx_outlet inline_outlet;
 	struct kvx_sm sm;
 	unsigned n_pending;
@@ -48,15 +53,19 @@ struct node_lane {
 
 struct node_region;
 
-/* A target of an own region. Converges on what is wanted of it: with rkeys while it is used and the
- * lane is up, without them otherwise. */
+/* A target of an own region by one lane. Converges on what is wanted of it: with rkeys while it is
+ * used and the lane is up, without them otherwise. Imports share one of a region; what goes by
+ * another lane has a target of its own, which that one keeps. */
 struct node_target {
 	struct kvx_target target;
 	struct kvx_node *node;
-	struct node_region *nr; /* NULL once it has let go of the region */
-	bool dying;             /* no references */
-	bool closing;           /* the region closes, and no transfer is left */
-	bool failed;            /* a key could not be made */
+	struct node_lane *nl;
+	struct node_target *first; /* who keeps this one; NULL: nobody (any more) */
+	struct node_target *others[NODE_MAX_LANES]; /* that this one keeps, by lane */
+	struct node_region *nr;                     /* NULL once it has let go of the region */
+	bool dying;                                 /* no references */
+	bool closing;                               /* the region closes, and no transfer is left */
+	bool failed;                                /* a key could not be made */
 	bool have_keys;
 	uint64_t key_generation; /* of the lane, when the keys were asked for */
 	unsigned n_pending;
@@ -71,6 +80,7 @@ struct node_target {
 
 enum node_region_state {
 	NODE_REGION_MAPPING,
+	NODE_REGION_HOMING, /* GPUs may reach it: its home domain comes first */
 	NODE_REGION_REGISTERING,
 	NODE_REGION_LIVE,
 	NODE_REGION_DRAINING,    /* its transfers end */
@@ -107,6 +117,7 @@ struct node_region {
 	struct node_target *target; /* the one that is shared; NULL: none */
 	unsigned n_targets;         /* that hold on to it, dying ones too */
 	struct kvx_xfers_watch watch;
+	int home; /* index of the domain that comes first; -1: none does */
 	unsigned n_doms;
 	struct node_region_dom doms[];
 };
@@ -116,7 +127,7 @@ struct kvx_node {
 	struct node_dom doms[KVX_MAX_DOMAINS];
 	unsigned n_doms;
 	int inline_dom; /* -1: none */
-	struct kvx_node_rail rails[KVX_NODE_TRANSPORTS * KVX_MAX_RAILS];
+	struct kvx_node_rail rails[KVX_NODE_TRANSPORTS * KVX_MAX_RAILS + KVX_GPU_MAX];
 	unsigned n_rails;
 	const struct kvx_transport_ops *peer_transports[KVX_NODE_TRANSPORTS + 1];
 	struct kvx_why peer_why; /* why there are none */
@@ -125,10 +136,13 @@ struct kvx_node {
 	struct kvx_regions *regions;
 	struct kvx_jobs *jobs;
 	bool draining;
-	struct node_lane copy;
-	struct kvx_target *targets;        /* of struct node_target */
-	struct kvx_work *kept, *kept_last; /* commands that found a full ring */
-	struct kvx_node_peer_hooks peers;  /* all NULL: none */
+	struct node_lane lanes[NODE_MAX_LANES]; /* the first one copies between host memory */
+	unsigned n_lanes;
+	const struct kvx_transport_ops *gpu_ops; /* NULL: no GPU is used */
+	struct kvx_why gpu_why;                  /* why not */
+	struct kvx_target *targets;              /* of struct node_target */
+	struct kvx_work *kept, *kept_last;       /* commands that found a full ring */
+	struct kvx_node_peer_hooks peers;        /* all NULL: none */
 };
 
 /* node_doms.c */
@@ -136,11 +150,24 @@ int node_doms_open(struct kvx_node *node, struct kvx_why *why) KVX_ON_LOOP;
 void node_doms_close(struct kvx_node *node) KVX_ON_LOOP;
 
 /* node_lane.c */
-int node_lane_open(struct kvx_node *node,
-		   struct kvx_why *why) KVX_ON_LOOP;     /* workers are open; waits */
-void node_lane_close(struct kvx_node *node) KVX_ON_LOOP; /* waits */
-void node_lane_reset(struct kvx_node *node, const char *cause) KVX_ON_LOOP;
-void node_lane_step(struct kvx_node *node) KVX_ON_LOOP;
+/* Workers are open. Both wait. */
+int node_lanes_open(struct kvx_node *node, struct kvx_why *why) KVX_ON_LOOP;
+void node_lanes_close(struct kvx_node *node) KVX_ON_LOOP;
+void node_lane_reset(struct node_lane *nl, const char *cause) KVX_ON_LOOP;
+void node_lane_step(struct node_lane *nl) KVX_ON_LOOP;
+/* Its device is gone for good. */
+void node_lane_lose(struct node_lane *nl, int status, const char *text) KVX_ON_LOOP;
+/* node_gpu.c */
+/* The domain that a region is registered in first; -1: none, all at once. GPU memory that no domain
+ * is the home of is refused, with the reason. */
+int node_gpu_home(const struct kvx_node *node, const struct kvx_region *region, int *out_home,
+		  struct kvx_why *why);
+/* Which lane carries what goes between the two. */
+struct node_lane *node_gpu_lane(struct kvx_node *node, const struct kvx_region *local,
+				const struct kvx_region *remote, int op);
+/* The lane that most transfers of a region will take. */
+struct node_lane *node_region_lane(struct kvx_node *node, const struct kvx_region *region);
+void node_gpu_lost(struct node_dom *dom, int status, const char *text) KVX_ON_LOOP;
 /* node.c */
 void node_doorbell(void *arg); /* any thread */
 /* Turns of everything until done(node), for start-up and shutdown only. */
@@ -151,11 +178,11 @@ void node_region_step(struct node_region *nr) KVX_ON_LOOP;
 /* node_reg.c */
 void node_region_deregister(struct node_region *nr) KVX_ON_LOOP;
 void node_region_unmap(struct node_region *nr) KVX_ON_LOOP;
-void node_region_fail_open(struct node_region *nr);
+void node_region_fail_open(struct node_region *nr) KVX_ON_LOOP;
 
 /* node_target.c */
 void node_target_step(struct node_target *nt) KVX_ON_LOOP;
-/* The lane has been reset or is up again; all of them. Returns how many still have keys. */
-unsigned node_targets_step(struct kvx_node *node) KVX_ON_LOOP;
+/* The lane has been reset or is up again: all of its targets. Returns how many still have keys. */
+unsigned node_targets_step(struct node_lane *nl) KVX_ON_LOOP;
 
 #endif

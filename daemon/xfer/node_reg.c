@@ -1,5 +1,6 @@
-/* Regions in: maps a region on the job thread and registers it in every transport domain, all
- * domains at once; and the way back of both, which a failed open and a retired region share. Loop
+/* Regions in: maps a region on the job thread and registers it in every transport domain: in its
+ * home first, where it has one (GPU memory is mapped there, host memory page-locked), then in all
+ * others at once; and the way back of both, which a failed open and a retired region share. Loop
  * thread; what blocks runs on the job thread or on the workers. */
 #include <errno.h>
 #include <inttypes.h>
@@ -9,12 +10,15 @@
 
 #include "base/assert.h"
 #include "base/log.h"
+#include "mem/gpu.h"
 #include "xfer/node_priv.h"
 
 #define BIT(state) (1u << (state))
 
 static const struct kvx_sm_state region_states[] = {
-    [NODE_REGION_MAPPING] = {"mapping", BIT(NODE_REGION_REGISTERING) | BIT(NODE_REGION_GONE)},
+    [NODE_REGION_MAPPING] = {"mapping", BIT(NODE_REGION_HOMING) | BIT(NODE_REGION_REGISTERING) |
+					    BIT(NODE_REGION_GONE)},
+    [NODE_REGION_HOMING] = {"homing", BIT(NODE_REGION_REGISTERING) | BIT(NODE_REGION_DEREG)},
     [NODE_REGION_REGISTERING] = {"registering", BIT(NODE_REGION_LIVE) | BIT(NODE_REGION_DEREG)},
     [NODE_REGION_LIVE] = {"live", BIT(NODE_REGION_DRAINING)},
     [NODE_REGION_DRAINING] = {"draining", BIT(NODE_REGION_WITHDRAWING)},
@@ -24,7 +28,7 @@ static const struct kvx_sm_state region_states[] = {
     [NODE_REGION_UNMAPPING] = {"unmapping", BIT(NODE_REGION_GONE)},
     [NODE_REGION_GONE] = {"gone", 0},
 };
-static const struct kvx_sm_conf region_sm_conf = {"region", region_states, 9};
+static const struct kvx_sm_conf region_sm_conf = {"region", region_states, 10};
 
 static struct node_region *nr_of_job(struct kvx_job *job)
 {
@@ -56,6 +60,12 @@ void node_region_fail_open(struct node_region *nr)
 static KVX_ON_LOOP void region_on_registered(struct node_region *nr)
 {
 	struct kvx_region *region = nr->region;
+	/* Its device may have been lost while the other domains were still at work. */
+	if (nr->status == 0 && nr->home >= 0 && region->mem.gpu != NULL &&
+	    nr->node->doms[nr->home].rail->lost) {
+		nr->status = -ENODEV;
+		kvx_why(&nr->why, 0, "%s", nr->node->doms[nr->home].rail->rail.reason);
+	}
 	if (nr->status != 0) {
 		kvx_sm_move(&nr->sm, NODE_REGION_DEREG);
 		node_region_deregister(nr);
@@ -74,7 +84,65 @@ static KVX_ON_LOOP void region_on_registered(struct node_region *nr)
 static bool reg_is_optional(const struct node_region_dom *d, int status)
 {
 	const struct kvx_node_rail *rail = d->nr->node->doms[d->dom].rail;
+	bool is_gpu_memory = kvx_mem_kind_is_gpu(d->nr->region->mem.ops->kind);
+	if (is_gpu_memory)
+		return (int)d->dom != d->nr->home;
+	/* What GPUs do not reach is of use to all others. */
+	if (rail != NULL && rail->ops == d->nr->node->gpu_ops)
+		return true;
 	return rail != NULL && (rail->lost || status == -EOPNOTSUPP || status == -ENODEV);
+}
+
+static void reg_say_why(const struct node_region_dom *d, const struct kvx_cmd *cmd)
+{
+	struct node_region *nr = d->nr;
+	const struct kvx_gpu_mem *gpu = nr->region->mem.gpu;
+	if (gpu != NULL && gpu->why.text[0] != '\0')
+		kvx_why(&nr->why, 0, "%s", gpu->why.text);
+	else
+		kvx_why(&nr->why, 0, "%s: registering the memory failed: %s",
+			nr->node->doms[d->dom].name,
+			cmd->text != NULL ? cmd->text : strerror(-cmd->status));
+}
+
+static void region_on_mem_reg(struct kvx_cmd *cmd);
+
+static KVX_ON_LOOP void region_register(struct node_region *nr, unsigned dom)
+{
+	struct node_region_dom *d = &nr->doms[dom];
+	nr_command(d, KVX_CMD_MEM_REG, region_on_mem_reg);
+	d->cmd.mem = &nr->region->mem;
+	d->cmd.tenant = nr->region->tenant;
+	d->cmd.rights = nr->region->access;
+}
+
+/* Host memory that could not be page-locked is none of the other GPUs' business. */
+static bool reg_is_wanted(const struct node_region *nr, unsigned dom)
+{
+	const struct kvx_node *node = nr->node;
+	const struct kvx_node_rail *rail = node->doms[dom].rail;
+	if ((int)dom == nr->home)
+		return false;
+	if (rail == NULL || node->gpu_ops == NULL || rail->ops != node->gpu_ops)
+		return true;
+	return nr->home >= 0 && nr->region->reg[nr->home] != NULL;
+}
+
+/* All domains but the home, at once. */
+static KVX_ON_LOOP void region_register_others(struct node_region *nr)
+{
+	struct kvx_node *node = nr->node;
+	kvx_sm_move(&nr->sm, NODE_REGION_REGISTERING);
+	if (nr->home >= 0)
+		nr->region->mem.pinned =
+		    nr->region->mem.gpu == NULL && nr->region->reg[nr->home] != NULL;
+	for (unsigned i = 0; i < nr->n_doms; i++)
+		if (reg_is_wanted(nr, i))
+			region_register(nr, i);
+	kvx_assert(nr->n_pending > 0); /* copy workers are always there */
+	for (unsigned i = 0; i < nr->n_doms; i++)
+		if (reg_is_wanted(nr, i))
+			kvx_node_submit(node, node->doms[i].worker, &nr->doms[i].cmd);
 }
 
 static void region_on_mem_reg(struct kvx_cmd *cmd)
@@ -93,11 +161,13 @@ static void region_on_mem_reg(struct kvx_cmd *cmd)
 			  nr->node->doms[d->dom].name);
 	} else if (nr->status == 0) {
 		nr->status = cmd->status;
-		kvx_why(&nr->why, 0, "%s: registering the memory failed: %s",
-			nr->node->doms[d->dom].name,
-			cmd->text != NULL ? cmd->text : strerror(-cmd->status));
+		reg_say_why(d, cmd);
 	}
-	if (--nr->n_pending == 0)
+	if (--nr->n_pending > 0)
+		return;
+	if (nr->sm.state == NODE_REGION_HOMING && nr->status == 0)
+		region_register_others(nr);
+	else
 		region_on_registered(nr);
 }
 
@@ -119,16 +189,18 @@ static void region_map_done(struct kvx_job *job)
 		node_region_fail_open(nr);
 		return;
 	}
-	kvx_sm_move(&nr->sm, NODE_REGION_REGISTERING);
-	for (unsigned i = 0; i < nr->n_doms; i++) {
-		struct node_region_dom *d = &nr->doms[i];
-		nr_command(d, KVX_CMD_MEM_REG, region_on_mem_reg);
-		d->cmd.mem = &nr->region->mem;
-		d->cmd.tenant = nr->region->tenant;
-		d->cmd.rights = nr->region->access;
+	nr->status = node_gpu_home(node, nr->region, &nr->home, &nr->why);
+	if (nr->status == 0 && nr->home < 0) {
+		region_register_others(nr);
+		return;
 	}
-	for (unsigned i = 0; i < nr->n_doms; i++)
-		kvx_node_submit(node, node->doms[i].worker, &nr->doms[i].cmd);
+	kvx_sm_move(&nr->sm, NODE_REGION_HOMING);
+	if (nr->status != 0) {
+		region_on_registered(nr);
+		return;
+	}
+	region_register(nr, (unsigned)nr->home);
+	kvx_node_submit(node, node->doms[nr->home].worker, &nr->doms[nr->home].cmd);
 }
 
 static void region_on_mem_dereg(struct kvx_cmd *cmd)
@@ -197,6 +269,7 @@ int kvx_node_region_open(struct kvx_node *node, struct kvx_region *region, kvx_r
 	nr->region = region;
 	nr->open_cb = cb;
 	nr->open_arg = arg;
+	nr->home = -1;
 	nr->n_doms = node->n_doms;
 	for (unsigned i = 0; i < nr->n_doms; i++) {
 		nr->doms[i].nr = nr;

@@ -1,6 +1,7 @@
-/* Targets of regions of this node: one per region while somebody imports it. Makes their rkeys, one
- * per outlet of the copy lane, while transfers already wait for them, and frees them when nobody
- * needs them, when the region closes, or when the lane is reset. Loop thread. */
+/* Targets of regions of this node: one per region while somebody imports it, and one more for each
+ * other lane that its transfers take. Makes their rkeys, one per outlet of the lane, while
+ * transfers already wait for them, and frees them when nobody needs them, when the region closes,
+ * or when the lane is reset. Loop thread. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -19,17 +20,29 @@ static struct kvx_layout *layout_copy(const struct kvx_layout *layout)
 	return copy;
 }
 
+/* Whoever keeps it lets it go: the next transfer by that lane tries again. */
+static KVX_ON_LOOP void target_leave_first(struct node_target *nt)
+{
+	if (nt->first == NULL)
+		return;
+	nt->first->others[nt->nl->index] = NULL;
+	nt->first = NULL;
+	kvx_target_unref(&nt->target);
+}
+
 static KVX_ON_LOOP void target_on_keys(struct node_target *nt)
 {
 	struct kvx_node *node = nt->node;
 	if (nt->status != 0) {
-		const char *text = nt->text != NULL ? nt->text : "no key for the copy lane";
+		const char *text = nt->text != NULL ? nt->text : "no key for its lane";
 		kvx_warn("node: region %" PRIu64 ": no rkey: %s", nt->target.region_id, text);
 		nt->failed = true;
 		if (nt->nr != NULL && nt->nr->target == nt)
 			nt->nr->target = NULL; /* the next import tries again */
+		target_leave_first(nt);
 		kvx_xfers_cancel_target(node->xfers, &nt->target, nt->status, text);
 		kvx_target_lose(&nt->target, nt->status, text);
+		kvx_target_tell(&nt->target);
 	} else { /* keys that are out of date already are seen by their generation */
 		nt->target.lane_generation = nt->key_generation;
 		kvx_xfers_kick_target(node->xfers, &nt->target);
@@ -61,8 +74,7 @@ static void target_on_unpack(struct kvx_cmd *cmd)
 
 static void target_command(struct node_target *nt, unsigned i, enum kvx_work_kind kind)
 {
-	struct kvx_node *node = nt->node;
-	const struct kvx_outlet *outlet = node->copy.cmds[i].outlet;
+	const struct kvx_outlet *outlet = nt->nl->cmds[i].outlet;
 	struct node_target_cmd *c = &nt->cmds[i];
 	memset(&c->cmd, 0, sizeof(c->cmd));
 	c->nt = nt;
@@ -76,13 +88,14 @@ static KVX_ON_LOOP void target_unpack(struct node_target *nt)
 {
 	struct kvx_node *node = nt->node;
 	nt->have_keys = true;
-	nt->key_generation = node->copy.lane.generation;
+	nt->key_generation = nt->nl->lane.generation;
 	nt->status = 0;
 	nt->text = NULL;
-	for (unsigned i = 0; i < node->copy.n_cmds; i++) {
+	for (unsigned i = 0; i < nt->nl->n_cmds; i++) {
 		struct kvx_cmd *cmd = &nt->cmds[i].cmd;
-		const struct kvx_outlet *outlet = node->copy.cmds[i].outlet;
+		const struct kvx_outlet *outlet = nt->nl->cmds[i].outlet;
 		const struct kvx_reg *reg = nt->nr->region->reg[outlet->dom_index];
+		kvx_assert(reg != NULL); /* looked at when the target was made */
 		target_command(nt, i, KVX_CMD_RKEY_UNPACK);
 		cmd->done = target_on_unpack;
 		cmd->len = reg->mkey_len;
@@ -95,12 +108,12 @@ static void target_on_free(struct kvx_cmd *cmd)
 {
 	kvx_assert_on_loop();
 	struct node_target *nt = ((struct node_target_cmd *)cmd)->nt;
-	struct kvx_node *node = nt->node;
+	struct node_lane *nl = nt->nl;
 	if (--nt->n_pending > 0)
 		return;
 	nt->have_keys = false;
 	node_target_step(nt);
-	node_lane_step(node);
+	node_lane_step(nl);
 }
 
 /* Whether there was anything to free. */
@@ -108,8 +121,8 @@ static KVX_ON_LOOP bool target_free_keys(struct node_target *nt)
 {
 	struct kvx_node *node = nt->node;
 	nt->target.lane_generation = 0;
-	for (unsigned i = 0; i < node->copy.n_cmds; i++) {
-		const struct kvx_outlet *outlet = node->copy.cmds[i].outlet;
+	for (unsigned i = 0; i < nt->nl->n_cmds; i++) {
+		const struct kvx_outlet *outlet = nt->nl->cmds[i].outlet;
 		struct kvx_rkey *rkey = nt->target.rkey[outlet->dom_index];
 		if (rkey == NULL)
 			continue;
@@ -146,29 +159,31 @@ static KVX_ON_LOOP void target_detach(struct node_target *nt)
 
 void node_target_step(struct node_target *nt)
 {
-	const struct node_lane *copy = &nt->node->copy;
+	const struct node_lane *nl = nt->nl;
 	bool want = !nt->dying && !nt->closing && !nt->failed;
 	if (nt->n_pending > 0)
 		return;
 	if (nt->have_keys) {
 		/* Keys of a lane that is being reset may be in use until it has drained. */
 		bool stale =
-		    nt->key_generation != copy->lane.generation && copy->sm.state == NODE_LANE_KEYS;
+		    nt->key_generation != nl->lane.generation && nl->sm.state == NODE_LANE_KEYS;
 		if ((want && !stale) || target_free_keys(nt))
 			return;
 	}
-	if (want && copy->sm.state == NODE_LANE_UP)
+	if (want && nl->sm.state == NODE_LANE_UP)
 		target_unpack(nt);
 	else if (nt->dying || nt->closing)
 		target_detach(nt);
 }
 
-unsigned node_targets_step(struct kvx_node *node)
+unsigned node_targets_step(struct node_lane *nl)
 {
 	struct kvx_target *target;
 	unsigned n = 0;
-	DL_FOREACH (node->targets, target) {
+	DL_FOREACH (nl->node->targets, target) {
 		struct node_target *nt = (struct node_target *)target;
+		if (nt->nl != nl)
+			continue;
 		/* Those that are on their way out get there by their own completions. */
 		if (!nt->dying && !nt->closing)
 			node_target_step(nt);
@@ -181,13 +196,21 @@ static void target_release(struct kvx_target *target)
 {
 	kvx_assert_on_loop();
 	struct node_target *nt = (struct node_target *)target;
+	for (unsigned i = 0; i < NODE_MAX_LANES; i++)
+		if (nt->others[i] != NULL)
+			target_leave_first(nt->others[i]);
 	nt->dying = true;
 	if (nt->nr != NULL && nt->nr->target == nt)
 		nt->nr->target = NULL;
 	node_target_step(nt);
 }
 
-static struct node_target *target_make(struct kvx_node *node, struct node_region *nr)
+static int target_route(struct kvx_target *target, const struct kvx_region *local, int op,
+			struct kvx_target **out_target, struct kvx_why *why);
+
+/* With no reference yet. */
+static struct node_target *target_make(struct kvx_node *node, struct node_region *nr,
+				       struct node_lane *nl)
 {
 	struct kvx_region *region = nr->region;
 	struct node_target *nt = calloc(1, sizeof(*nt));
@@ -202,17 +225,73 @@ static struct node_target *target_make(struct kvx_node *node, struct node_region
 	}
 	nt->node = node;
 	nt->nr = nr;
+	nt->nl = nl;
 	nt->target.region_id = region->id;
 	memcpy(nt->target.token, region->token, sizeof(region->token));
 	nt->target.len_bytes = region->mem.len_bytes;
 	nt->target.access = region->access;
 	nt->target.region = region;
-	nt->target.lane = &node->copy.lane;
+	nt->target.lane = &nl->lane;
 	nt->target.release = target_release;
+	nt->target.route = target_route;
 	DL_APPEND(node->targets, &nt->target);
-	nr->target = nt;
 	nr->n_targets++;
 	return nt;
+}
+
+/* Can this region's bytes go by that lane at all? */
+static bool lane_knows(const struct node_lane *nl, const struct kvx_region *region)
+{
+	for (unsigned i = 0; i < nl->n_cmds; i++)
+		if (region->reg[nl->cmds[i].outlet->dom_index] == NULL)
+			return false;
+	return true;
+}
+
+static int lane_refuses(const struct node_lane *nl, const struct kvx_region *region,
+			struct kvx_why *why)
+{
+	if (kvx_mem_kind_is_gpu(region->mem.ops->kind))
+		return kvx_why(why, -ENETUNREACH,
+			       "region %" PRIu64 " is memory of a GPU that is not reached by the "
+			       "%s lane",
+			       region->id, nl->lane.ops->name);
+	return kvx_why(why, -ENETUNREACH,
+		       "region %" PRIu64 " is host memory that GPUs cannot copy from and to: the "
+		       "daemon's log says why it was not page-locked",
+		       region->id);
+}
+
+/* What goes by another lane than most of the region's transfers gets a target of its own. */
+static int target_route(struct kvx_target *target, const struct kvx_region *local, int op,
+			struct kvx_target **out_target, struct kvx_why *why)
+{
+	kvx_assert_on_loop();
+	struct node_target *nt = (struct node_target *)target;
+	if (nt->nr == NULL) { /* it is lost, and says so itself */
+		*out_target = target;
+		return 0;
+	}
+	const struct kvx_region *region = nt->nr->region;
+	struct node_lane *nl = node_gpu_lane(nt->node, local, region, op);
+	if (!lane_knows(nl, local) || !lane_knows(nl, region))
+		return lane_refuses(nl, lane_knows(nl, local) ? region : local, why);
+	if (nl == nt->nl) {
+		*out_target = target;
+		return 0;
+	}
+	struct node_target *other = nt->others[nl->index];
+	if (other == NULL) {
+		other = target_make(nt->node, nt->nr, nl);
+		if (other == NULL)
+			return kvx_why(why, -ENOMEM, "no memory for a way to the region");
+		other->first = nt;
+		nt->others[nl->index] = other;
+		kvx_target_ref(&other->target);
+		node_target_step(other);
+	}
+	*out_target = &other->target;
+	return 0;
 }
 
 int kvx_node_target_open(struct kvx_node *node, struct kvx_region *region,
@@ -228,9 +307,13 @@ int kvx_node_target_open(struct kvx_node *node, struct kvx_region *region,
 			       " allows others nothing: its owner must register it with access",
 			       region->id);
 	if (nr->target == NULL) {
-		struct node_target *nt = target_make(node, nr);
+		struct node_lane *nl = node_region_lane(node, region);
+		if (!lane_knows(nl, region))
+			return lane_refuses(nl, region, why);
+		struct node_target *nt = target_make(node, nr, nl);
 		if (nt == NULL)
 			return kvx_why(why, -ENOMEM, "no memory for an import");
+		nr->target = nt;
 		*out_target = kvx_target_ref(&nt->target);
 		node_target_step(nt);
 		return 0;

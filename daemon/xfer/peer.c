@@ -166,6 +166,7 @@ static KVX_ON_LOOP void peer_free(struct kvx_peer *peer)
 	HASH_DEL(peers->table, peer);
 	kvx_timer_stop(peers->conf.timers, &peer->timer);
 	lanes_destroy(peer);
+	free(peer->refused_streams);
 	peer->magic = 0;
 	free(peer);
 	peers_kick(peers);
@@ -187,6 +188,7 @@ void peer_lose(struct kvx_peer *peer, int status, const char *text, bool remote_
 	inbound_on_lost(peer);
 	remote_lose_all(peer, status, text);
 	calls_fail_all(peer, status, text);
+	find_fail_all(peer, status, text);
 	if (used)
 		peer->interest_ns = now + PEER_KEEP_NS;
 	peer->redial_ns = now + peer_backoff_ns(peer->peers, peer->n_failed);
@@ -210,6 +212,7 @@ static KVX_ON_LOOP void peer_dial_failed(struct kvx_peer *peer)
 	peer_note_error(peer, "%s", text);
 	remote_fail_all_waiting(peer, status, text);
 	calls_fail_all(peer, status, text);
+	find_fail_all(peer, status, text);
 }
 
 static bool peer_wants_dial(const struct kvx_peer *peer)
@@ -217,7 +220,7 @@ static bool peer_wants_dial(const struct kvx_peer *peer)
 	if (peer->conn != NULL || peer->dial != NULL || peer->addr[0] == '\0' ||
 	    peer->peers->closing)
 		return false;
-	return remote_is_wanted(peer) || calls_is_wanted(peer) ||
+	return remote_is_wanted(peer) || calls_is_wanted(peer) || find_is_wanted(peer) ||
 	       peer_now(peer->peers) < peer->interest_ns;
 }
 
@@ -235,6 +238,7 @@ static KVX_ON_LOOP void peer_dial(struct kvx_peer *peer)
 	peer_note_error(peer, "%s", why.text);
 	remote_fail_all_waiting(peer, err, why.text);
 	calls_fail_all(peer, err, why.text);
+	find_fail_all(peer, err, why.text);
 }
 
 /* Closing: stop the lanes, say goodbye once nothing lands any more, let go of the connection. */
@@ -250,6 +254,7 @@ static KVX_ON_LOOP void peer_step_closing(struct kvx_peer *peer)
 	if (peer->conn == NULL) {
 		remote_lose_all(peer, -ESHUTDOWN, "this daemon is closing");
 		calls_fail_all(peer, -ESHUTDOWN, "this daemon is closing");
+		find_fail_all(peer, -ESHUTDOWN, "this daemon is closing");
 	}
 }
 
@@ -257,6 +262,7 @@ static bool peer_is_unused(const struct kvx_peer *peer)
 {
 	return peer->conn == NULL && peer->dial == NULL && lanes_are_idle(peer) &&
 	       remote_is_empty(peer) && inbound_is_empty(peer) && !calls_is_wanted(peer) &&
+	       !find_is_wanted(peer) &&
 	       (peer->peers->closing || peer_now(peer->peers) >= peer->interest_ns);
 }
 
@@ -373,7 +379,8 @@ static void peers_on_kick(uv_async_t *kick)
 			peer_step(peer);
 	}
 	if (!peers->closing || peers->table != NULL || peers->conns != NULL ||
-	    peers->dead != NULL || peers->calls != NULL || peers->n_handles > 0)
+	    peers->dead != NULL || peers->calls != NULL || peers->finds != NULL ||
+	    peers->n_handles > 0)
 		return;
 	if (peers->installed)
 		kvx_node_set_peers(peers->conf.node, NULL);

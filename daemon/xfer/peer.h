@@ -16,6 +16,8 @@
 #include "xfer/target.h"
 #include "xfer/xfer.h"
 
+#define KVX_PEER_PORT "7717" /* of addresses that name none */
+
 struct kvx_peers;
 struct kvx_peer;
 
@@ -71,12 +73,45 @@ int kvx_peers_resolve(struct kvx_peers *peers, const struct kvx_desc *desc, uint
 		      struct kvx_resolve **out_resolve, struct kvx_why *why) KVX_ON_LOOP;
 void kvx_resolve_abandon(struct kvx_resolve *resolve) KVX_ON_LOOP;
 
+/* Makes a target of a region that a client of the tenant has published on another node: asks the
+ * daemon that listens at address ("host:port", "host"), then as kvx_peers_resolve(). cb runs
+ * exactly once unless the call returns an error, never before return. -EINVAL no address,
+ * -EHOSTUNREACH, -EBUSY, -ENOMEM, -ESHUTDOWN; to cb also -ENOENT nobody has published the name. */
+struct kvx_find;
+struct kvx_find_request {
+	const char *address;
+	const char *name; /* shorter than KVX_PUBLISH_BYTES */
+	uint32_t tenant;
+};
+struct kvx_found { /* borrowed for the call */
+	int status;
+	const char *text;
+	bool own;                  /* status 0, no target: the address is this node's */
+	struct kvx_target *target; /* with a reference for the callee */
+	const char *name;          /* as asked for */
+	const void *note;
+	uint32_t note_bytes;
+};
+typedef void (*kvx_find_cb)(void *arg, const struct kvx_found *found);
+int kvx_peers_find(struct kvx_peers *peers, const struct kvx_find_request *request,
+		   uint64_t timeout_ns, kvx_find_cb cb, void *arg, struct kvx_find **out_find,
+		   struct kvx_why *why) KVX_ON_LOOP;
+void kvx_find_abandon(struct kvx_find *find) KVX_ON_LOOP; /* cb never runs */
+/* Is it the address that this node tells others? There may be other addresses of it. */
+bool kvx_peers_is_own(const struct kvx_peers *peers, const char *address);
+
 /* A message to the owner of target's region; cb as above. */
 typedef void (*kvx_peer_reply_cb)(void *arg, int status, const char *text);
 struct kvx_peer_call;
-int kvx_peers_message(struct kvx_peers *peers, struct kvx_target *target, const void *data,
-		      uint32_t len, uint64_t timeout_ns, kvx_peer_reply_cb cb, void *arg,
-		      struct kvx_peer_call **out_call) KVX_ON_LOOP;
+struct kvx_peer_message {
+	const void *data; /* copied */
+	uint32_t len;
+	uint64_t stream; /* 0; else: of those with this number none is delivered behind one that was
+			    refused. Never used again after a refusal. */
+};
+int kvx_peers_message(struct kvx_peers *peers, struct kvx_target *target,
+		      const struct kvx_peer_message *message, uint64_t timeout_ns,
+		      kvx_peer_reply_cb cb, void *arg, struct kvx_peer_call **out_call) KVX_ON_LOOP;
 /* Round trip to a peer known by node id (32 hex digits) or by "host:port"; text of the reply is a
  * number of ns. */
 int kvx_peers_ping(struct kvx_peers *peers, const char *who, uint64_t timeout_ns,
@@ -86,11 +121,11 @@ void kvx_peer_call_abandon(struct kvx_peer_call *call) KVX_ON_LOOP;
 
 /* The node's and the transfers' hooks (see node.h): kvx_peers_open() installs them. */
 void kvx_peers_remote_open(void *peers, struct kvx_target *target, uint64_t xfer_uid, int op,
-			   uint64_t tag) KVX_ON_LOOP;
+			   uint64_t tag, const char *label) KVX_ON_LOOP;
 void kvx_peers_remote_end(void *peers, struct kvx_target *target, uint64_t xfer_uid,
 			  const struct kvx_arrival *end) KVX_ON_LOOP;
-void kvx_peers_withdraw(void *peers, struct kvx_region *region, void (*done_cb)(void *done_arg),
-			void *done_arg) KVX_ON_LOOP;
+void kvx_peers_withdraw(void *peers, struct kvx_region *region, const struct kvx_withdrawal *why,
+			void (*done_cb)(void *done_arg), void *done_arg) KVX_ON_LOOP;
 void kvx_peers_lane_reset(void *peers, struct kvx_lane *lane, const char *cause) KVX_ON_LOOP;
 void kvx_peers_note(void *peers, unsigned dom_index, const struct kvx_tevent *event) KVX_ON_LOOP;
 
@@ -112,6 +147,18 @@ struct kvx_peer_row {
 };
 void kvx_peers_walk(const struct kvx_peers *peers,
 		    void (*cb)(void *arg, const struct kvx_peer_row *row), void *arg) KVX_ON_LOOP;
+/* The transfers of other nodes to and from regions here, as far as they have begun. */
+struct kvx_inbound_row {
+	const char *peer; /* its node id, 32 hex digits */
+	uint32_t tenant;
+	uint64_t region, tag;
+	int op;
+	const char *label; /* "": none */
+	uint64_t open_ns;
+};
+void kvx_peers_walk_inbound(const struct kvx_peers *peers,
+			    void (*cb)(void *arg, const struct kvx_inbound_row *row),
+			    void *arg) KVX_ON_LOOP;
 struct kvx_leg_row {
 	const char *rail, *remote_rail; /* device names */
 	uint32_t batches_in_flight;

@@ -42,6 +42,21 @@ int addr_split(const char *text, char *host, size_t host_bytes, char *port, size
 	return 0;
 }
 
+int addr_complete(const char *text, char out[KVX_PEER_ADDR_BYTES])
+{
+	char host[KVX_PEER_ADDR_BYTES], port[8];
+	int n = snprintf(out, KVX_PEER_ADDR_BYTES, "%s", text);
+
+	if (n >= KVX_PEER_ADDR_BYTES)
+		return -EINVAL;
+	if (addr_split(out, host, sizeof(host), port, sizeof(port)) == 0)
+		return 0;
+	n = snprintf(out, KVX_PEER_ADDR_BYTES, "%s:%s", text, KVX_PEER_PORT);
+	if (n >= KVX_PEER_ADDR_BYTES)
+		return -EINVAL;
+	return addr_split(out, host, sizeof(host), port, sizeof(port));
+}
+
 bool addr_is_loopback(const struct sockaddr *addr)
 {
 	const struct in6_addr *v6;

@@ -122,9 +122,9 @@ bool calls_is_wanted(const struct kvx_peer *peer)
 
 /* messages */
 
-int kvx_peers_message(struct kvx_peers *peers, struct kvx_target *target, const void *data,
-		      uint32_t len, uint64_t timeout_ns, kvx_peer_reply_cb cb, void *arg,
-		      struct kvx_peer_call **out_call)
+int kvx_peers_message(struct kvx_peers *peers, struct kvx_target *target,
+		      const struct kvx_peer_message *message, uint64_t timeout_ns,
+		      kvx_peer_reply_cb cb, void *arg, struct kvx_peer_call **out_call)
 {
 	Kvxp__PeerMessage msg = KVXP__PEER_MESSAGE__INIT;
 	struct kvx_peer *peer = target->peer;
@@ -135,7 +135,7 @@ int kvx_peers_message(struct kvx_peers *peers, struct kvx_target *target, const 
 		return target->lost_status;
 	if (peer == NULL)
 		return -EINVAL;
-	if (len > KVX_PAYLOAD_MAX)
+	if (message->len > KVX_PAYLOAD_MAX)
 		return -EMSGSIZE;
 	if (peer->conn == NULL || peer->conn->fail_status != 0)
 		return -EHOSTDOWN;
@@ -148,8 +148,9 @@ int kvx_peers_message(struct kvx_peers *peers, struct kvx_target *target, const 
 	msg.region = target->region_id;
 	msg.token.data = target->token;
 	msg.token.len = KVX_TOKEN_BYTES;
-	msg.data.data = (uint8_t *)data;
-	msg.data.len = len;
+	msg.data.data = (uint8_t *)(uintptr_t)message->data;
+	msg.data.len = message->len;
+	msg.stream = message->stream;
 	err = peer_send(peer, KVXP__PEER_FRAME_TYPE__PEER_MESSAGE, &msg);
 	if (err < 0) {
 		call_free(call);

@@ -193,6 +193,8 @@ void conn_fail(struct peer_conn *conn, int status, const char *fmt, ...)
 	}
 	if (conn->probe_call != NULL)
 		calls_on_probe_failed(conn);
+	else if (conn->dialed && conn->who)
+		find_on_probe_failed(conn);
 	else
 		kvx_debug("peer: connection %s: %s", conn->addr, conn->fail_text);
 	conn_close(conn);

@@ -35,6 +35,8 @@ static const struct frame_kind {
     KIND(XFER_END, xfer_end, inbound_on_end),
     KIND(MESSAGE, message, inbound_on_message),
     KIND(MESSAGE_REPLY, message_reply, calls_on_reply),
+    KIND(FIND, find, find_on_find),
+    KIND(FOUND, found, find_on_found),
     KIND(PING, ping, NULL),
     KIND(BYE, bye, bye_on_frame),
 #undef KIND

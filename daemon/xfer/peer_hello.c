@@ -25,6 +25,7 @@ int hello_send(struct peer_conn *conn)
 	hello.daemon_version = (char *)peers->version;
 	hello.lost_ms = peers->conf.lost_ms;
 	hello.probe = conn->probe;
+	hello.who = conn->who;
 	hello.transports = transports;
 	for (; *ops != NULL; ops++)
 		if (transport_has_rail(peers->conf.node, *ops))
@@ -53,7 +54,8 @@ static int hello_check(const struct peer_conn *conn, const Kvxp__PeerHello *hell
 	    (strlen(hello->address) >= KVX_PEER_ADDR_BYTES ||
 	     addr_split(hello->address, host, sizeof(host), port, sizeof(port)) < 0))
 		return kvx_why(why, -EPROTO, "hello with an address that is not HOST:PORT");
-	if (memcmp(hello->node_id.data, peers->conf.node_id, KVX_NODE_ID_BYTES) == 0)
+	if (memcmp(hello->node_id.data, peers->conf.node_id, KVX_NODE_ID_BYTES) == 0 &&
+	    !(hello->probe && hello->who))
 		return kvx_why(why, -EINVAL,
 			       "both ends are the same node: two daemons use one node id, or the "
 			       "address is this node's own");
@@ -153,6 +155,7 @@ static KVX_ON_LOOP void hello_adopt(struct peer_conn *conn, struct kvx_peer *pee
 	for (unsigned i = 0; i < peers->n_tenants; i++)
 		lane_on_conn(peer->lanes[i], new_epoch);
 	calls_on_up(peer);
+	find_on_up(peer);
 	peer_wake(peer);
 }
 
@@ -160,6 +163,11 @@ static KVX_ON_LOOP void hello_on_answer(struct peer_conn *conn, const Kvxp__Peer
 {
 	struct kvx_peer *peer = conn->peer;
 
+	if (conn->who) {
+		find_on_hello(conn, hello);
+		conn_close(conn);
+		return;
+	}
 	if (conn->probe) {
 		conn_set_up(conn);
 		calls_on_probe_up(conn);
@@ -201,6 +209,7 @@ static KVX_ON_LOOP void hello_on_request(struct peer_conn *conn, const Kvxp__Pee
 
 	if (hello->probe) {
 		conn->probe = true;
+		conn->who = hello->who;
 		conn_set_up(conn);
 		hello_send(conn);
 		return;
@@ -280,6 +289,7 @@ void beat_step(struct kvx_peer *peer)
 		conn_read(peer->conn);
 		if (peer->conn == NULL || peer->conn->fail_status != 0)
 			return;
+		now = peer_now(peers); /* what was read came later than the time before */
 	}
 	if (now - peer->last_rx_ns >= peers->conf.lost_ms * KVX_MS) {
 		conn_fail(peer->conn, -EHOSTDOWN, "no sign of life for %u ms", peers->conf.lost_ms);

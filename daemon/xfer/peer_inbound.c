@@ -40,9 +40,11 @@ struct peer_inbound {
 	struct peer_lane *lane;
 	uint64_t tag;
 	int op;
+	uint64_t open_ns;
 	uint64_t stops; /* of the lane, when the peer was lost */
 	UT_hash_handle hh;
 	struct peer_inbound *prev, *next; /* dying */
+	char label[];                     /* for people */
 };
 
 /* exports */
@@ -153,8 +155,8 @@ int inbound_on_withdrawn(struct kvx_peer *peer, const ProtobufCMessage *message)
 	return 0;
 }
 
-void kvx_peers_withdraw(void *arg, struct kvx_region *region, void (*done_cb)(void *done_arg),
-			void *done_arg)
+void kvx_peers_withdraw(void *arg, struct kvx_region *region, const struct kvx_withdrawal *why,
+			void (*done_cb)(void *done_arg), void *done_arg)
 {
 	struct kvx_peers *peers = arg;
 	Kvxp__PeerWithdraw msg = KVXP__PEER_WITHDRAW__INIT;
@@ -172,8 +174,8 @@ void kvx_peers_withdraw(void *arg, struct kvx_region *region, void (*done_cb)(vo
 	shared->done_cb = done_cb;
 	shared->done_arg = done_arg;
 	msg.region = region->id;
-	msg.status = (uint32_t)kvx_status_from_errno(-EOWNERDEAD);
-	msg.text = (char *)"the region was unregistered, or its engine has ended";
+	msg.status = (uint32_t)kvx_status_from_errno(why->status);
+	msg.text = (char *)(uintptr_t)why->text;
 	for (peer = peers->table; peer != NULL; peer = peer->hh.next) {
 		export = export_find(peer, region->id);
 		if (export == NULL)
@@ -208,6 +210,7 @@ int inbound_on_open(struct kvx_peer *peer, const ProtobufCMessage *message)
 	const Kvxp__PeerXferOpen *msg = (const Kvxp__PeerXferOpen *)message;
 	const struct peer_export *export = export_find(peer, msg->region);
 	struct peer_inbound *in;
+	size_t label_bytes;
 
 	if (msg->op != KVX_OP_READ && msg->op != KVX_OP_WRITE)
 		return -EPROTO;
@@ -218,9 +221,12 @@ int inbound_on_open(struct kvx_peer *peer, const ProtobufCMessage *message)
 		peer->n_ignored++;
 		return 0;
 	}
-	in = calloc(1, sizeof(*in));
+	label_bytes = strnlen(msg->label, KVX_LABEL_BYTES - 1) + 1;
+	in = calloc(1, sizeof(*in) + label_bytes);
 	if (in == NULL)
 		return -ENOMEM;
+	peer_text(in->label, label_bytes, msg->label);
+	in->open_ns = peer_now(peer->peers);
 	in->xfer = msg->xfer;
 	in->region = msg->region;
 	in->tag = msg->tag;
@@ -297,6 +303,7 @@ void inbound_on_lost(struct kvx_peer *peer)
 	struct peer_inbound *in, *tmp;
 
 	peer->fence_owed = true;
+	peer->n_refused_streams = 0; /* who comes next may use the numbers again */
 	HASH_ITER (hh, peer->inbound, in, tmp) {
 		inbound_close(peer, in);
 		in->stops = in->lane->n_stops;
@@ -370,6 +377,39 @@ unsigned inbound_count(const struct kvx_peer *peer)
 	return HASH_COUNT(peer->inbound);
 }
 
+static void inbound_row(const struct kvx_peer *peer, const struct peer_inbound *in,
+			struct kvx_inbound_row *out_row)
+{
+	*out_row = (struct kvx_inbound_row){
+	    .peer = peer->name,
+	    .tenant = in->lane->tenant,
+	    .region = in->region,
+	    .tag = in->tag,
+	    .op = in->op,
+	    .label = in->label,
+	    .open_ns = in->open_ns,
+	};
+}
+
+void kvx_peers_walk_inbound(const struct kvx_peers *peers,
+			    void (*cb)(void *arg, const struct kvx_inbound_row *row), void *arg)
+{
+	const struct kvx_peer *peer;
+	const struct peer_inbound *in;
+	struct kvx_inbound_row row;
+
+	for (peer = peers->table; peer != NULL; peer = peer->hh.next) {
+		for (in = peer->inbound; in != NULL; in = in->hh.next) {
+			inbound_row(peer, in, &row);
+			cb(arg, &row);
+		}
+		DL_FOREACH (peer->dying, in) {
+			inbound_row(peer, in, &row);
+			cb(arg, &row);
+		}
+	}
+}
+
 bool inbound_is_empty(const struct kvx_peer *peer)
 {
 	return peer->exports == NULL && peer->inbound == NULL && peer->dying == NULL;
@@ -377,7 +417,30 @@ bool inbound_is_empty(const struct kvx_peer *peer)
 
 /* messages to owners */
 
-static KVX_ON_LOOP int message_deliver(struct kvx_peer *peer, const Kvxp__PeerMessage *msg,
+/* The sender learns of the first refusal a while after it has sent more: that many streams at once
+ * are not refused within that while. */
+static bool stream_is_refused(const struct kvx_peer *peer, uint64_t stream)
+{
+	unsigned n =
+	    peer->n_refused_streams < PEER_STREAMS ? peer->n_refused_streams : PEER_STREAMS;
+
+	for (unsigned i = 0; i < n; i++)
+		if (peer->refused_streams[i] == stream)
+			return true;
+	return false;
+}
+
+static int stream_refuse(struct kvx_peer *peer, uint64_t stream)
+{
+	if (peer->refused_streams == NULL)
+		peer->refused_streams = calloc(PEER_STREAMS, sizeof(*peer->refused_streams));
+	if (peer->refused_streams == NULL)
+		return -ENOMEM;
+	peer->refused_streams[peer->n_refused_streams++ % PEER_STREAMS] = stream;
+	return 0;
+}
+
+static KVX_ON_LOOP int message_deliver(const struct kvx_peer *peer, const Kvxp__PeerMessage *msg,
 				       struct kvx_why *why)
 {
 	const struct kvx_peers *peers = peer->peers;
@@ -410,7 +473,13 @@ int inbound_on_message(struct kvx_peer *peer, const ProtobufCMessage *message)
 
 	if (msg->token.len != KVX_TOKEN_BYTES || msg->data.len > KVX_PAYLOAD_MAX)
 		return -EPROTO;
-	err = message_deliver(peer, msg, &why);
+	if (msg->stream != 0 && stream_is_refused(peer, msg->stream)) {
+		err = kvx_why(&why, -ECANCELED, "an earlier message was refused");
+	} else {
+		err = message_deliver(peer, msg, &why);
+		if (err < 0 && msg->stream != 0 && stream_refuse(peer, msg->stream) < 0)
+			return -ENOMEM; /* which ends the connection: fail closed */
+	}
 	reply.request_id = msg->request_id;
 	reply.status = (uint32_t)kvx_status_from_errno(err);
 	reply.text = why.text;

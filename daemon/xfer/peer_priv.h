@@ -14,6 +14,7 @@
  *   peer_answer.c   regions of ours: what a peer that resolves one is answered
  *   peer_inbound.c  regions of ours that the peer uses: exports, transfers, withdrawal
  *   peer_calls.c    messages and pings
+ *   peer_find.c     regions by name, asked for and answered
  *   peer_rows.c     all of it, for people
  *
  * A peer acts in peer_step(), which runs from its timer only; everything else notes what happened
@@ -52,7 +53,8 @@
 #define PEER_TARGETS_IDLE_MAX 16384u
 #define PEER_INBOUND_MAX      262144u
 #define PEER_PLANES_MAX       4096u
-#define PEER_HEARTBEATS       16u /* own heartbeats whose answer still counts */
+#define PEER_HEARTBEATS       16u  /* own heartbeats whose answer still counts */
+#define PEER_STREAMS          512u /* of posted messages, the newest that were refused */
 
 #define PEER_MAGIC 0x70656572u
 #define CONN_MAGIC 0x636f6e6eu
@@ -85,6 +87,7 @@ struct peer_conn {
 	enum conn_state state;
 	bool dialed;
 	bool probe;
+	bool who;         /* a probe that only asks who is there: for finds */
 	bool said_fenced; /* the other side closed on purpose, having stopped its lanes */
 	bool dirty;       /* frames wait for the end of this loop turn */
 	int fail_status;
@@ -138,8 +141,10 @@ struct peer_target {
 	uint64_t generation; /* of the lane, when it was asked */
 	bool known;          /* resolved once: target is filled */
 	bool fencing;        /* lost, and transfers of ours may not have ended */
-	bool withdrawing;    /* PEER_WITHDRAWN is owed */
-	uint64_t idle_ns;    /* nobody has used it since; 0: used */
+	bool peer_lost;   /* lost with the peer: who watches it is told after the inbound fence */
+	uint64_t stops;   /* of the lane then */
+	bool withdrawing; /* PEER_WITHDRAWN is owed */
+	uint64_t idle_ns; /* nobody has used it since; 0: used */
 	struct kvx_resolve *waiters;
 	struct peer_key *keys; /* of the legs, in their order */
 	unsigned n_keys, n_keys_busy;
@@ -187,6 +192,8 @@ struct kvx_peer {
 	struct peer_inbound *inbound; /* hash */
 	struct peer_inbound *dying;   /* of a lost connection: told after the inbound fence */
 	unsigned n_withdrawing;       /* exports that wait for PEER_WITHDRAWN */
+	uint64_t *refused_streams;    /* ring of PEER_STREAMS; NULL: none yet */
+	unsigned n_refused_streams;   /* ever */
 	bool fence_owed; /* the peer was lost, and inbound of some lane not yet stopped */
 	bool stepping, woken;
 	struct kvx_timer timer;
@@ -211,7 +218,8 @@ struct kvx_peers {
 	struct kvx_timer accept_timer; /* runs while accepting is paused (no fds) */
 	struct peer_shared *shared;    /* hash: regions of ours that peers have resolved */
 	struct kvx_peer_call *calls;   /* hash */
-	struct kvx_xfers_watch watch;  /* while n_fencing > 0 */
+	struct kvx_find *finds;
+	struct kvx_xfers_watch watch; /* while n_fencing > 0 */
 	unsigned n_fencing;
 	uint64_t next_request, next_generation;
 	ProtobufCAllocator allocator;
@@ -254,6 +262,9 @@ int addr_split(const char *text, char *host, size_t host_bytes, char *port, size
 bool addr_is_loopback(const struct sockaddr *addr);
 bool addr_is_any(const struct sockaddr *addr);
 void addr_format(const struct sockaddr *addr, char *out, size_t size);
+
+/* Adds the default port where none is named. 0 or -EINVAL. */
+int addr_complete(const char *text, char out[KVX_PEER_ADDR_BYTES]);
 
 /* peer_listen.c */
 int conn_listen(struct kvx_peers *peers, struct kvx_why *why) KVX_ON_LOOP;
@@ -368,5 +379,14 @@ void calls_on_probe_up(struct peer_conn *conn) KVX_ON_LOOP;
 void calls_on_probe_failed(struct peer_conn *conn) KVX_ON_LOOP;
 void calls_fail_all(struct kvx_peer *peer, int status, const char *text) KVX_ON_LOOP;
 bool calls_is_wanted(const struct kvx_peer *peer);
+
+/* peer_find.c */
+int find_on_find(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
+int find_on_found(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
+void find_on_hello(struct peer_conn *conn, const Kvxp__PeerHello *hello) KVX_ON_LOOP;
+void find_on_probe_failed(struct peer_conn *conn) KVX_ON_LOOP;
+void find_on_up(struct kvx_peer *peer) KVX_ON_LOOP; /* asks for those that waited */
+void find_fail_all(struct kvx_peer *peer, int status, const char *text) KVX_ON_LOOP;
+bool find_is_wanted(const struct kvx_peer *peer);
 
 #endif

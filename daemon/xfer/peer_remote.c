@@ -115,8 +115,8 @@ void target_lose(struct peer_target *t, int status, const char *text)
 	target_move(t, TARGET_LOST);
 	target_set_fencing(t, t->known && t->target.n_refs > 0);
 	peer_wake(peer);
+	kvx_target_lose(&t->target, status, text); /* told of by a step, after the fences */
 	resolve_end_waiters(t, status, text);
-	kvx_target_lose(&t->target, status, text);
 }
 
 int target_create(struct peer_lane *lane, const struct kvx_desc *desc, const struct target_key *key,
@@ -200,6 +200,7 @@ int remote_on_withdraw(struct kvx_peer *peer, const ProtobufCMessage *message)
 	struct peer_target *t, *tmp;
 	struct kvx_target *leaving;
 	char text[KVX_WHY_BYTES];
+	int status = kvx_status_to_errno(msg->status) == -EPIPE ? -EPIPE : -EOWNERDEAD;
 	bool wait = false;
 
 	peer_text(text, sizeof(text), msg->text[0] != '\0' ? msg->text : "the region is gone");
@@ -219,15 +220,22 @@ int remote_on_withdraw(struct kvx_peer *peer, const ProtobufCMessage *message)
 			t->withdrawing = true;
 			wait = true;
 		}
-		target_lose(t, -EOWNERDEAD, text);
+		target_lose(t, status, text);
 	}
 	if (!wait)
 		withdrawn_send(peer, msg->region);
 	return 0;
 }
 
-/* A lost target: its transfers are cancelled and fenced, its key is given back, the owner is told;
- * then only its users' references are left. */
+/* Has all that the peer had under way to and from regions here ended, as far as it matters to
+ * clients of this target's tenant? inbound_step(), which tells of those, comes before. */
+static bool target_inbound_is_over(const struct peer_target *t)
+{
+	return !t->peer_lost || lane_has_stopped_since(t->lane, t->stops);
+}
+
+/* A lost target: its transfers are cancelled and fenced, who watches it is told, its key is given
+ * back, the owner is told; then only its users' references are left. */
 static KVX_ON_LOOP void target_step_leaving(struct peer_target *t)
 {
 	struct kvx_peer *peer = t->peer;
@@ -238,8 +246,9 @@ static KVX_ON_LOOP void target_step_leaving(struct peer_target *t)
 	if (t->fencing && kvx_xfers_cancel_target(xfers, &t->target, t->target.lost_status,
 						  "the region is gone") == 0)
 		target_set_fencing(t, false);
-	if (t->fencing)
+	if (t->fencing || !target_inbound_is_over(t))
 		return;
+	kvx_target_tell(&t->target);
 	if (keys_are_there(t)) {
 		if (t->lane->phase == LANE_UP)
 			keys_free(t); /* else they are freed with the lane */
@@ -336,8 +345,11 @@ void remote_lose_all(struct kvx_peer *peer, int status, const char *text)
 	struct peer_target *t, *tmp;
 	struct kvx_target *gone;
 
-	HASH_ITER (hh, peer->targets, t, tmp)
+	HASH_ITER (hh, peer->targets, t, tmp) {
+		t->peer_lost = true;
+		t->stops = t->lane->n_stops;
 		target_lose(t, status, text);
+	}
 	DL_FOREACH (peer->leaving, gone)
 		((struct peer_target *)gone)->withdrawing = false; /* who asked is gone, too */
 }

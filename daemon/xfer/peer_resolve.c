@@ -325,7 +325,7 @@ void kvx_resolve_abandon(struct kvx_resolve *resolve)
 /* transfers of ours, told to the owner of the other side */
 
 void kvx_peers_remote_open(void *arg, struct kvx_target *target, uint64_t xfer_uid, int op,
-			   uint64_t tag)
+			   uint64_t tag, const char *label)
 {
 	Kvxp__PeerXferOpen msg = KVXP__PEER_XFER_OPEN__INIT;
 
@@ -333,6 +333,7 @@ void kvx_peers_remote_open(void *arg, struct kvx_target *target, uint64_t xfer_u
 	msg.region = target->region_id;
 	msg.op = (uint32_t)op;
 	msg.tag = tag;
+	msg.label = (char *)(uintptr_t)label;
 	peer_send(target->peer, KVXP__PEER_FRAME_TYPE__PEER_XFER_OPEN, &msg);
 }
 

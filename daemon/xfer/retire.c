@@ -1,6 +1,7 @@
-/* Regions out, in the one safe order: no new transfers, the running ones end behind their fence,
- * peers stop using it, same-node keys are freed, every domain deregisters it, the job thread unmaps
- * it, the table forgets it. Each step begins only when the one before is over; nothing waits. Loop
+/* Regions out, in the one safe order: no new transfers, the running ones end behind their fence (of
+ * a client that is gone: also those that it has with other regions), importers here are told, peers
+ * stop using it, same-node keys are freed, every domain deregisters it, the job thread unmaps it,
+ * the table forgets it. Each step begins only when the one before is over; nothing waits. Loop
  * thread. */
 #include <errno.h>
 #include <inttypes.h>
@@ -27,7 +28,9 @@ static void region_on_xfers_ended(struct kvx_xfers_watch *watch)
 	    (struct node_region *)((char *)watch - offsetof(struct node_region, watch)));
 }
 
-/* No transfer begins to use it any more, so one round of cancelling is enough. */
+/* No transfer begins to use it any more, so one round of cancelling is enough. That the client is
+ * gone must not be heard before its last transfer into memory of others has ended: from then on
+ * they use that memory again. */
 static KVX_ON_LOOP bool region_drained(struct node_region *nr)
 {
 	struct kvx_xfers *xfers = nr->node->xfers;
@@ -36,6 +39,8 @@ static KVX_ON_LOOP bool region_drained(struct node_region *nr)
 	nr->cancelled = true;
 	if (nr->region->n_users > 0)
 		return false;
+	if (nr->status == -EPIPE && kvx_xfers_count_client(xfers, nr->region->owner) > 0)
+		return false;
 	kvx_xfers_unwatch(xfers, &nr->watch);
 	return true;
 }
@@ -43,8 +48,9 @@ static KVX_ON_LOOP bool region_drained(struct node_region *nr)
 static void region_withdraw(struct node_region *nr)
 {
 	const struct kvx_node_peer_hooks *peers = &nr->node->peers;
+	const struct kvx_withdrawal why = {nr->status, nr->why.text};
 	if (peers->withdraw != NULL)
-		peers->withdraw(peers->arg, nr->region, region_on_withdrawn, nr);
+		peers->withdraw(peers->arg, nr->region, &why, region_on_withdrawn, nr);
 	else
 		nr->withdrawn = true;
 }
@@ -70,6 +76,8 @@ static KVX_ON_LOOP bool region_advance(struct node_region *nr)
 		if (!region_drained(nr))
 			return false;
 		kvx_sm_move(&nr->sm, NODE_REGION_WITHDRAWING);
+		if (nr->target != NULL)
+			kvx_target_tell(&nr->target->target);
 		region_withdraw(nr);
 		return true;
 	case NODE_REGION_WITHDRAWING:
@@ -115,6 +123,7 @@ int kvx_node_region_close(struct kvx_node *node, struct kvx_region *region, int 
 		return -EALREADY;
 	kvx_debug("node: region %" PRIu64 ": closing: %s", region->id, text);
 	region->state = KVX_REGION_CLOSING;
+	kvx_region_unpublish(node->regions, region);
 	nr->status = status;
 	kvx_why(&nr->why, 0, "%s", text);
 	nr->closed_cb = cb;

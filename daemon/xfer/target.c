@@ -3,6 +3,7 @@
 #include "xfer/target.h"
 
 #include <stddef.h>
+#include <stdio.h>
 #include <utlist.h>
 
 #include "base/assert.h"
@@ -30,19 +31,28 @@ void kvx_target_unwatch(struct kvx_target *target, struct kvx_target_watch *watc
 	watch->next = NULL;
 }
 
-/* Whoever is told may take itself or others off the list, and drop references. */
 void kvx_target_lose(struct kvx_target *target, int status, const char *text)
 {
 	if (target->lost)
 		return;
 	target->lost = true;
 	target->lost_status = status;
+	snprintf(target->lost_text, sizeof(target->lost_text), "%s", text);
+}
+
+/* Whoever is told may take itself or others off the list, and drop references. */
+void kvx_target_tell(struct kvx_target *target)
+{
+	kvx_assert(target->lost);
+	if (target->told)
+		return;
+	target->told = true;
 	kvx_target_ref(target);
 	target->next_told = target->watches;
 	while (target->next_told != NULL) {
 		struct kvx_target_watch *watch = target->next_told;
 		target->next_told = watch->next;
-		watch->lost(watch, status, text);
+		watch->lost(watch, target->lost_status, target->lost_text);
 	}
 	kvx_target_unref(target);
 }

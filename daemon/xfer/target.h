@@ -21,8 +21,10 @@ struct kvx_target_watch {
 
 struct kvx_target {
 	unsigned n_refs;
-	bool lost;          /* no new transfers; lost_status says why */
-	int lost_status;    /* -errno */
+	bool lost;       /* no new transfers; lost_status says why */
+	bool told;       /* and who watches it knows */
+	int lost_status; /* -errno */
+	char lost_text[KVX_WHY_BYTES];
 	uint64_t region_id; /* at its owner's daemon */
 	uint8_t token[KVX_TOKEN_BYTES];
 	uint64_t len_bytes;
@@ -39,8 +41,12 @@ struct kvx_target {
 	struct kvx_rkey *rkey[KVX_MAX_DOMAINS];     /* by outlet->dom_index */
 	void (*release)(struct kvx_target *target); /* last ref gone: set by who made it (registry
 						       of regions, or peer) */
+	/* The target that a transfer with `local` as its other side goes to; kept by this one.
+	 * NULL: this one for all. 0, -ENETUNREACH (no way between the two), -ENOMEM. */
+	int (*route)(struct kvx_target *target, const struct kvx_region *local, int op,
+		     struct kvx_target **out_target, struct kvx_why *why);
 	struct kvx_target_watch *watches;
-	struct kvx_target_watch *next_told; /* inside kvx_target_lose() */
+	struct kvx_target_watch *next_told; /* inside kvx_target_tell() */
 	struct kvx_target *prev, *next;     /* of the maker's list */
 };
 
@@ -53,8 +59,11 @@ void kvx_target_unref(struct kvx_target *target) KVX_ON_LOOP; /* NULL is fine */
 
 void kvx_target_watch(struct kvx_target *target, struct kvx_target_watch *watch) KVX_ON_LOOP;
 void kvx_target_unwatch(struct kvx_target *target, struct kvx_target_watch *watch) KVX_ON_LOOP;
-/* Marks it lost and tells every watch; a second call adds nothing. Its transfers are the caller's
- * to cancel. */
-void kvx_target_lose(struct kvx_target *target, int status, const char *text) KVX_ON_LOOP;
+/* Marks it lost: a second call adds nothing. Its transfers are the caller's to cancel; so is it to
+ * tell of the loss when it is time: where the other client or its node is gone, not before all that
+ * these had under way to and from memory here has ended. */
+void kvx_target_lose(struct kvx_target *target, int status, const char *text);
+/* Tells every watch of the loss, once. */
+void kvx_target_tell(struct kvx_target *target) KVX_ON_LOOP;
 
 #endif

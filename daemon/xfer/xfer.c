@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -47,6 +48,12 @@ static unsigned xfer_pull(struct kvx_sched_item *item, const struct kvx_outlet *
 	}
 	const struct kvx_reg *reg = xfer->region->reg[outlet->dom_index];
 	struct kvx_rkey *rkey = target->rkey[outlet->dom_index];
+	if (reg == NULL && kvx_mem_kind_is_gpu(xfer->region->mem.ops->kind)) {
+		kvx_why(&xfer->why, 0, "GPU memory cannot go by the transport %s",
+			xfer->lane->ops->name);
+		xfer_fail_status(xfer, -ENETUNREACH, xfer->why.text);
+		return 0;
+	}
 	if (reg == NULL || rkey == NULL) {
 		xfer_fail_status(xfer, -ENOTRECOVERABLE,
 				 reg == NULL ? "the local region is not registered for this lane"
@@ -107,18 +114,28 @@ static const struct kvx_sched_ops xfer_sched_ops = {
     .backlog_bytes = xfer_backlog,
 };
 
+static int check_sides_live(const struct kvx_xfer_req *req, struct kvx_why *why)
+{
+	const struct kvx_region *region = req->region;
+	if (region->state == KVX_REGION_FAILED && kvx_mem_kind_is_gpu(region->mem.ops->kind))
+		return kvx_why(why, -ENODEV,
+			       "the GPU of region %" PRIu64 " is lost: unregister the region",
+			       region->id);
+	if (region->state != KVX_REGION_LIVE)
+		return kvx_why(
+		    why, -EOWNERDEAD, "region %" PRIu64 " is not usable: it is %s", region->id,
+		    region->state == KVX_REGION_CLOSING ? "being unregistered" : "not mapped");
+	if (req->target->lost)
+		return kvx_why(why, req->target->lost_status,
+			       "the imported region is gone: import it again when its owner has "
+			       "registered it again");
+	return 0;
+}
+
 static int check_sides(const struct kvx_xfer_req *req, struct kvx_why *why)
 {
 	const struct kvx_target *target = req->target;
 	uint32_t need = req->op == KVX_OP_READ ? KVX_ACCESS_READ : KVX_ACCESS_WRITE;
-	if (req->region->state != KVX_REGION_LIVE)
-		return kvx_why(
-		    why, -EOWNERDEAD, "region %" PRIu64 " is not usable: it is %s", req->region->id,
-		    req->region->state == KVX_REGION_CLOSING ? "being unregistered" : "not mapped");
-	if (target->lost)
-		return kvx_why(why, target->lost_status,
-			       "the imported region is gone: import it again when its owner has "
-			       "registered it again");
 	if ((target->access & need) == 0)
 		return kvx_why(why, -EACCES,
 			       "the owner of the imported region does not allow %s: register it "
@@ -215,6 +232,8 @@ static int xfer_make(struct kvx_xfers *all, const struct kvx_xfer_req *req,
 	xfer->submit_ns = kvx_timers_now(all->conf.timers);
 	xfer->deadline_ns =
 	    req->deadline_ns != 0 ? req->deadline_ns : all->conf.default_deadline_ns;
+	if (req->label != NULL)
+		snprintf(xfer->label, sizeof(xfer->label), "%s", req->label);
 	kvx_sm_init(&xfer->sm, &xfer_sm_conf, req->streaming ? XFER_OPEN : XFER_RUNNING);
 	if (xfer_set_payload(xfer, req->payload, req->payload_bytes) != 0) {
 		kvx_why(why, rc, "no memory for a payload of %" PRIu32 " bytes",
@@ -273,9 +292,14 @@ int kvx_xfer_submit(struct kvx_xfers *xfers, const struct kvx_xfer_req *req,
 		    struct kvx_xfer **out_xfer, struct kvx_why *why)
 {
 	struct kvx_xfer *xfer = NULL;
-	int rc = check_request(xfers, req, why);
+	struct kvx_xfer_req routed = *req;
+	int rc = check_sides_live(req, why);
+	if (rc == 0 && req->target->route != NULL)
+		rc = req->target->route(req->target, req->region, req->op, &routed.target, why);
 	if (rc == 0)
-		rc = xfer_make(xfers, req, &xfer, why);
+		rc = check_request(xfers, &routed, why);
+	if (rc == 0)
+		rc = xfer_make(xfers, &routed, &xfer, why);
 	if (rc != 0)
 		goto err_count;
 	rc = xfer_start(xfers, xfer);

@@ -38,6 +38,7 @@
 #include "xfer/target.h"
 
 #define KVX_PAYLOAD_MAX 4096
+#define KVX_LABEL_BYTES 65 /* for people: the engine's name for a transfer, with the NUL */
 
 struct kvx_xfer;
 struct kvx_xfers;
@@ -88,7 +89,7 @@ struct kvx_xfers_conf {
 	 * Each exactly once per transfer, in this order, also when it failed before anything was
 	 * sent. */
 	void (*remote_open)(void *arg, struct kvx_target *target, uint64_t xfer_uid, int op,
-			    uint64_t tag);
+			    uint64_t tag, const char *label);
 	void (*remote_end)(void *arg, struct kvx_target *target, uint64_t xfer_uid,
 			   const struct kvx_arrival *end);
 	/* The fence bound has passed: tear the lane down, so that everything in flight on it comes
@@ -109,6 +110,7 @@ struct kvx_xfer_req {
 	uint64_t tag;
 	uint64_t deadline_ns; /* from now; 0: default */
 	const char *require;  /* "" or a transport's name */
+	const char *label;    /* for people, shorter than KVX_LABEL_BYTES; NULL: none; copied */
 	const void *payload;  /* copied */
 	uint32_t payload_bytes;
 	bool streaming;
@@ -171,6 +173,7 @@ struct kvx_xfer_row {
 	uint64_t region;
 	uint64_t remote_region;
 	const char *peer;  /* "" on the same node */
+	const char *label; /* "": none */
 	uint32_t tenant;
 	const char *state; /* "open", "running", "ending", "ended", "refused" */
 	uint64_t bytes_planned;

@@ -143,7 +143,8 @@ void xfer_tell_open(struct kvx_xfer *xfer)
 		return;
 	xfer->told_open = true;
 	if (conf->remote_open != NULL)
-		conf->remote_open(conf->remote_arg, xfer->target, xfer->uid, xfer->op, xfer->tag);
+		conf->remote_open(conf->remote_arg, xfer->target, xfer->uid, xfer->op, xfer->tag,
+				  xfer->label);
 }
 
 static void end_fill(const struct kvx_xfer *xfer, struct kvx_xfer_end *end)

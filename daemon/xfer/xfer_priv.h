@@ -53,6 +53,7 @@ struct kvx_xfer {
 	uint64_t list_bytes; /* of the plan, as its owner's sum has it */
 	void *payload;
 	uint32_t payload_bytes;
+	char label[KVX_LABEL_BYTES];
 	bool told_open; /* remote_open ran */
 	bool is_done;   /* in all->done */
 	bool retrying;  /* its lane is being torn down, batches in flight come back */
@@ -77,6 +78,7 @@ struct xfer_past {
 	struct kvx_xfer_row row;
 	char text[KVX_WHY_BYTES];
 	char peer[33];
+	char label[KVX_LABEL_BYTES];
 };
 struct xfer_ring {
 	struct xfer_past *rows; /* conf.history of them */

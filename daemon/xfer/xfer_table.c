@@ -215,6 +215,7 @@ void xfer_describe(const struct kvx_xfer *xfer, struct kvx_xfer_row *row)
 	    .region = xfer->region->id,
 	    .remote_region = xfer->target->region_id,
 	    .peer = xfer->target->peer_name != NULL ? xfer->target->peer_name : "",
+	    .label = xfer->label,
 	    .tenant = xfer->region->tenant,
 	    .state = kvx_sm_name(&xfer->sm),
 	    .bytes_planned = kvx_plan_bytes(xfer->plan),
@@ -235,8 +236,10 @@ static void ring_put(struct kvx_xfers *all, struct xfer_ring *ring, const struct
 	past->row = *row;
 	snprintf(past->text, sizeof(past->text), "%s", row->end.text);
 	snprintf(past->peer, sizeof(past->peer), "%s", row->peer);
+	snprintf(past->label, sizeof(past->label), "%s", row->label);
 	past->row.end.text = past->text;
 	past->row.peer = past->peer;
+	past->row.label = past->label;
 }
 
 void xfers_remember(struct kvx_xfers *all, const struct kvx_xfer *xfer,

@@ -2,8 +2,8 @@
  * real node without threads. A second, well-behaved client owns the remote side and must survive;
  * after the end of the fuzzed one nothing of it may be left. Descriptors that a frame announces are
  * sealed memfds. So that inputs can name objects that exist, these 8-byte words are replaced in
- * bodies: "REGION-A" (own region), "REGION-B" (the other's), "IMPORT-A"; and a body that begins
- * with "DESCRIPT" becomes an IMPORT of the other's region. */
+ * bodies: "REGION-A" (own region), "REGION-B" (the other's, published as "b"), "IMPORT-A"; and a
+ * body that begins with "DESCRIPT" becomes an IMPORT of the other's region. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -124,7 +124,9 @@ static void close_at_exit(void)
 /* The daemon and the other client, once: what an input leaves behind would show in a later one. */
 static KVX_ON_LOOP void open_once(void)
 {
+	struct kvx_regions *regions;
 	struct kvx_config config;
+	struct kvx_why why;
 
 	if (rig.control != NULL)
 		return;
@@ -137,6 +139,9 @@ static KVX_ON_LOOP void open_once(void)
 	rig_client_hello(&rig, &other);
 	names.region_b = rig_register(&other, 16, KVX_ACCESS_READ | KVX_ACCESS_WRITE);
 	rig_export(&other, names.region_b, names.desc);
+	regions = kvx_node_regions(rig.node);
+	kvx_assert(kvx_region_publish(regions, kvx_region_find(regions, names.region_b), "b",
+				      "note", 4, &why) == 0);
 	atexit(close_at_exit);
 }
 

@@ -1,9 +1,12 @@
 /* Fuzzes the client library with a hostile daemon: after a valid hello (or, when the first byte
- * says so, instead of it) the daemon sends the input and hangs up. Whatever comes, every call
- * returns, and each accepted transfer has exactly one terminal event. */
+ * says so, instead of it) the daemon sends the input, at each request that waits for a reply all up
+ * to the next one, and hangs up. Whatever comes, every call returns, and each accepted transfer has
+ * exactly one terminal event. */
 #include <errno.h>
+#include <poll.h>
 #include <pthread.h>
 #include <semaphore.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -20,6 +23,7 @@
 #include "proto/kvx_wire.h"
 
 #define N_TRANSFERS 3
+#define QUIET_MS    5
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -96,6 +100,60 @@ static void send_input_with_fd(int fd)
 		send_all(fd, input + 1 + sizeof(header), input_bytes - 1 - sizeof(header));
 }
 
+/* How much of the input, from `at`, belongs to the next request: up to and with its next reply. */
+static size_t next_part(size_t at)
+{
+	size_t end = at;
+
+	while (input_bytes - end >= KVX_WIRE_HDR_BYTES) {
+		struct kvx_wire_hdr hdr;
+
+		kvx_wire_hdr_unpack(input + end, &hdr);
+		end += KVX_WIRE_HDR_BYTES;
+		if (hdr.len_bytes > input_bytes - end)
+			break;
+		end += hdr.len_bytes;
+		if (hdr.type == KVXP__FRAME_TYPE__FRAME_REPLY)
+			return end - at;
+	}
+	return input_bytes - at;
+}
+
+static bool wants_reply(uint16_t type)
+{
+	switch (type) {
+	case KVXP__FRAME_TYPE__FRAME_XFER_SUBMIT:
+	case KVXP__FRAME_TYPE__FRAME_MESSAGE_POST:
+	case KVXP__FRAME_TYPE__FRAME_GOODBYE:
+		return false;
+	default:
+		return true;
+	}
+}
+
+/* Sends the input bit by bit, as the client asks, and the rest when it asks nothing any more. */
+static void serve_input(int fd)
+{
+	struct kvx_reader *reader;
+	size_t at = input_bytes > 0 ? 1 : 0;
+	struct pollfd pfd = {.fd = fd, .events = POLLIN};
+	struct kvx_msg msg;
+
+	check(kvx_reader_create(1 << 24, &reader) == 0);
+	while (at < input_bytes && poll(&pfd, 1, QUIET_MS) == 1 &&
+	       kvx_reader_fill(reader, fd) > 0) {
+		while (kvx_reader_next(reader, &msg) > 0) {
+			size_t n = wants_reply(msg.type) ? next_part(at) : 0;
+
+			kvx_msg_fini(&msg);
+			send_all(fd, input + at, n);
+			at += n;
+		}
+	}
+	kvx_reader_destroy(reader);
+	send_all(fd, input + at, input_bytes - at);
+}
+
 /* The daemon: one connection per input. */
 static void *daemon_main(void *arg)
 {
@@ -110,8 +168,7 @@ static void *daemon_main(void *arg)
 			send_input_with_fd(fd);
 		} else {
 			send_hello(fd);
-			if (input_bytes > 0)
-				send_all(fd, input + 1, input_bytes - 1);
+			serve_input(fd);
 		}
 		shutdown(fd, SHUT_WR);
 		while (recv(fd, scratch, sizeof(scratch), 0) > 0)
@@ -148,7 +205,8 @@ static void start_daemon(void)
 
 struct told {
 	unsigned n_terminals[N_TRANSFERS + 1];
-	unsigned n_lost;
+	unsigned n_lost, n_up;
+	struct kvxfer_import *found;
 };
 
 static void on_event(struct kvxfer_client *client, const struct kvxfer_event *event, void *arg)
@@ -163,10 +221,17 @@ static void on_event(struct kvxfer_client *client, const struct kvxfer_event *ev
 		check(event->tag == 1000 + event->transfer);
 		check(told->n_terminals[event->transfer]++ == 0);
 	}
+	if (event->type == KVXFER_EVENT_IMPORT_UP) {
+		check(event->import_ == told->found && event->status == KVXFER_OK);
+		check(told->n_up++ == 0);
+		kvxfer_message_post(event->import_, "p", 1);
+	}
+	check(event->type != KVXFER_EVENT_IMPORT_LOST || event->import_ != NULL);
 	told->n_lost += event->type == KVXFER_EVENT_DAEMON_LOST;
 }
 
-/* Requests 1 and 2 are the registration and the import: an input that answers them gets further. */
+/* Requests 1 and 2 are the registration and the import: an input that answers them gets further;
+ * 5 is the find. */
 static unsigned use_client(struct kvxfer_client *client, struct told *told)
 {
 	const uint64_t zero = 0;
@@ -191,6 +256,8 @@ static unsigned use_client(struct kvxfer_client *client, struct told *told)
 	kvxfer_region_export(t.region, descriptor, sizeof(descriptor));
 	if (kvxfer_client_query(client, "status", NULL, &json) == 0)
 		free(json);
+	if (kvxfer_import_find(client, "10.0.0.1", "name", NULL, &told->found) == 0)
+		check(kvxfer_import_bytes(told->found) == 0);
 	kvxfer_client_dispatch(client, on_event, told);
 	kvxfer_message_send(t.import_, "m", 1);
 	kvxfer_import_close(t.import_);

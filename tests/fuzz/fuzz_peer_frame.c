@@ -3,10 +3,13 @@
  * the connection has got before the input begins: bit 0 hello, bit 1 the lane of the first tenant
  * is up with a leg on each of two rails, bit 2 a region of the other node is being resolved, bit 3
  * it was, and a transfer to it runs, bit 4 our node id is the higher one, bit 5 the other node
- * names no tenants. So that inputs can name objects that exist, these words are replaced in bodies:
- * "REGION-A" (8 bytes: our region's id) and "TOKENTOKENTOKEN!" (16: its token). After each input
- * nothing of the other node may be left. */
+ * names no tenants, bit 6 the other node is asked for a region by name. So that inputs can name
+ * objects that exist, these words are replaced in bodies: "REGION-A" (8 bytes: our region's id,
+ * which is published as "here"), "TOKENTOKENTOKEN!" (16: its token), and 224 bytes that begin with
+ * "DESCRIPTOR" (of the region of theirs). After each input nothing of the other node may be left.
+ */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -32,7 +35,7 @@ static struct {
 	struct kvx_peers *peers;
 	struct kvx_region *region, *theirs;
 	struct kvx_ep *their_eps[RAILS];
-	unsigned n_region_events, n_answers, n_ends;
+	unsigned n_region_events, n_answers, n_ends, n_found;
 	struct kvx_target *target;
 	uint8_t their_addrs[RAILS][KVX_TRANSPORT_ADDR_MAX];
 	size_t their_addr_lens[RAILS];
@@ -96,6 +99,15 @@ static void on_resolved(void *arg, int status, const char *text, struct kvx_targ
 {
 	f.n_answers++;
 	f.target = target;
+}
+
+static void on_found(void *arg, const struct kvx_found *found)
+{
+	kvx_assert_on_loop();
+	kvx_assert(found->note_bytes <= KVX_PAYLOAD_MAX && strcmp(found->name, "there") == 0);
+	kvx_assert(found->status == 0 ? found->target != NULL : found->target == NULL);
+	f.n_found++;
+	kvx_target_unref(found->target);
 }
 
 static KVX_ON_LOOP void turn(uint64_t ns)
@@ -191,6 +203,8 @@ static KVX_ON_LOOP struct kvx_peers *make_peers(void)
 
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
+	struct kvx_why why;
+
 	kvx_log_set_level(KVX_LOG_ERROR);
 	kvx_role_set_loop();
 	kvx_role_set_worker();
@@ -206,6 +220,8 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	f.other = make_node();
 	f.region = make_region(f.node);
 	f.theirs = make_region(f.other);
+	kvx_assert(
+	    kvx_region_publish(kvx_node_regions(f.node), f.region, "here", "note", 4, &why) == 0);
 	f.peers = make_peers();
 	return 0;
 }
@@ -247,9 +263,20 @@ static KVX_ON_LOOP void feed_message(struct peer_conn *conn, uint16_t type, cons
 	feed(conn, type, buf, (uint32_t)len);
 }
 
+static void desc_of_theirs(uint8_t out[KVX_DESC_BYTES])
+{
+	struct kvx_desc desc = {.epoch = 9, .region = THEIRS, .len_bytes = LEN, .access = 3};
+
+	if (f.peers->table != NULL)
+		memcpy(desc.node_id, f.peers->table->id, sizeof(desc.node_id));
+	kvx_desc_pack(&desc, out);
+}
+
 static void body_replace(uint8_t *body, size_t len)
 {
 	for (size_t i = 0; i + 8 <= len; i++) {
+		if (i + KVX_DESC_BYTES <= len && memcmp(body + i, "DESCRIPTOR", 10) == 0)
+			desc_of_theirs(body + i);
 		if (memcmp(body + i, "REGION-A", 8) == 0)
 			memcpy(body + i, &f.region->id, 8);
 		else if (i + 16 <= len && memcmp(body + i, "TOKENTOKENTOKEN!", 16) == 0)
@@ -436,6 +463,23 @@ static KVX_ON_LOOP void answer_and_submit(struct peer_conn *conn)
 	turns(2);
 }
 
+/* A find at the address that the other node is known by. */
+static KVX_ON_LOOP unsigned ask_name(void)
+{
+	const struct kvx_find_request request = {"192.0.2.1:1", "there", 0};
+	struct kvx_peer *peer = f.peers->table;
+	struct kvx_find *find;
+	struct kvx_why why;
+
+	if (peer == NULL || peer->conn == NULL)
+		return 0;
+	snprintf(peer->addr, sizeof(peer->addr), "%s", request.address);
+	if (kvx_peers_find(f.peers, &request, KVX_SEC, on_found, NULL, &find, &why) < 0)
+		return 0;
+	turns(1);
+	return 1;
+}
+
 /* The other node goes away: nothing of it may stay. */
 static KVX_ON_LOOP void end(struct peer_conn *conn, unsigned n_answers, unsigned n_ends)
 {
@@ -443,7 +487,9 @@ static KVX_ON_LOOP void end(struct peer_conn *conn, unsigned n_answers, unsigned
 
 	if (is_open(conn))
 		conn_fail(conn, -EHOSTDOWN, "end of the input");
-	for (unsigned i = 0; i < 4000 && (f.peers->table != NULL || f.peers->conns != NULL); i++) {
+	for (unsigned i = 0; i < 4000 && (f.peers->table != NULL || f.peers->conns != NULL ||
+					  f.peers->finds != NULL);
+	     i++) {
 		if (f.target != NULL && f.target->lost) {
 			kvx_target_unref(f.target);
 			f.target = NULL;
@@ -458,6 +504,7 @@ static KVX_ON_LOOP void end(struct peer_conn *conn, unsigned n_answers, unsigned
 	f.script.latency_ns = 0;
 	kvx_assert(f.peers->table == NULL && f.peers->conns == NULL && f.peers->shared == NULL);
 	kvx_assert(f.peers->n_accepted_half_open == 0 && f.peers->n_dialing == 0);
+	kvx_assert(f.peers->finds == NULL);
 	kvx_assert(f.n_answers == n_answers && f.n_ends == n_ends && f.target == NULL);
 	kvx_assert(kvx_xfers_count(kvx_node_xfers(f.node)) == 0);
 	if (f.their_eps[0] != NULL)
@@ -469,6 +516,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct peer_conn *conn;
 	bool hello, lane, resolve, run, lower;
+	unsigned n_asked = 0;
 
 	kvx_assert_on_loop();
 	if (size < 1)
@@ -479,7 +527,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	run = resolve && (data[0] & 8) != 0;
 	lower = (data[0] & 16) != 0;
 	f.peers->next_request = f.peers->next_generation = 0;
-	f.n_answers = f.n_ends = 0;
+	f.n_answers = f.n_ends = f.n_found = 0;
 	conn = open_conn();
 	if (hello)
 		say_hello(conn, lower, (data[0] & 32) == 0);
@@ -489,8 +537,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		resolve_theirs();
 	if (run)
 		answer_and_submit(conn);
+	if (hello && (data[0] & 64) != 0)
+		n_asked = ask_name();
 	feed_input(conn, data + 1, size - 1);
 	turns(3);
 	end(conn, resolve ? 1 : 0, run ? 1 : 0);
+	kvx_assert(f.n_found == n_asked);
 	return 0;
 }

@@ -25,7 +25,7 @@ check() { # language standard header flags...
 }
 
 compiler=$cc
-for header in $(cd "$root" && find -L proto daemon tools tests/support libclient -name '*.h' | sort); do
+for header in $(cd "$root" && find -L proto gpu daemon tools tests/support tests/gpu libclient -name '*.h' | sort); do
 	check c gnu11 "$root/$header" -D_GNU_SOURCE "$@"
 done
 public=$root/libclient/include/kvxfer/client.h

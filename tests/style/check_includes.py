@@ -12,11 +12,12 @@ LAYERS = ["base", "mem", "transport", "worker", "xfer", "config", "control", "da
 # Files in daemon/ itself: config* is a layer, main and daemon are right of everything.
 TOP_LAYER = "daemon"
 # Tools stand on libclient; these are the exceptions: the file checked without a daemon, the copy loops whose
-# limit kvxfer-bench measures, and what doctor reads of RDMA devices without a daemon.
-TOOLS_MAY = {"daemon/config.h", "daemon/transport/copy_kernels.h", "daemon/transport/verbs/verbs_abi.h",
-             "daemon/transport/verbs/verbs_gid.h", "daemon/transport/verbs/verbs_sysfs.h"}
+# limit kvxfer-bench measures, and what doctor and topology read of PCI and RDMA devices without a daemon.
+TOOLS_MAY = {"daemon/base/pci.h", "daemon/config.h", "daemon/transport/copy_kernels.h",
+             "daemon/transport/verbs/verbs_abi.h", "daemon/transport/verbs/verbs_gid.h",
+             "daemon/transport/verbs/verbs_sysfs.h"}
 # Who outside of the daemon may include what of it.
-LEAVES = {"proto": {"proto"}, "libclient": {"proto", "libclient"}}
+LEAVES = {"proto": {"proto"}, "gpu": {"proto", "gpu"}, "libclient": {"proto", "gpu", "libclient"}}
 
 # First match wins: header pattern, paths (prefixes) that may include it, why.
 HOMES = [
@@ -24,7 +25,7 @@ HOMES = [
                  "tests/"], "libuv"),
     (r"rdma/rdma_|infiniband/", ["daemon/transport/verbs/", "tools/", "tests/"], "ibverbs and rdmacm"),
     (r"rdma/", ["daemon/transport/fabric/", "tools/", "tests/"], "libfabric"),
-    (r"(hip/|cuda)", ["daemon/mem/gpu_rt", "daemon/transport/gpu/"], "GPU runtimes"),
+    (r"(hip/|cuda)", ["gpu/"], "GPU runtimes"),
     (r"(protobuf-c/|\.pb-c\.h$)", ["daemon/control/", "daemon/xfer/peer", "libclient/", "tests/"], "protobuf"),
     (r"json-c/", ["daemon/control/", "tools/", "tests/"], "json-c"),
     (r"ini\.h$", ["daemon/config"], "inih"),
@@ -37,7 +38,7 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
 
 
 def sources(root):
-    for top in ("proto", "libclient", "daemon", "tools", "tests"):
+    for top in ("proto", "gpu", "libclient", "daemon", "tools", "tests"):
         for folder, _, names in sorted(os.walk(os.path.join(root, top))):
             for name in sorted(names):
                 if name.endswith((".c", ".h", ".cc", ".cpp")):
@@ -73,9 +74,9 @@ def check_layer(path, target):
     if here in LEAVES:
         return None if there in LEAVES[here] else f"{here} must not include {target}"
     if here == "tools":
-        allowed = there in ("tools", "libclient", "proto") or target in TOOLS_MAY
+        allowed = there in ("tools", "libclient", "proto", "gpu") or target in TOOLS_MAY
         return None if allowed else f"tools must not include {target}"
-    if there == "proto":
+    if there in ("proto", "gpu"):
         return None
     if here not in LAYERS:
         return f"daemon/{here} is not one of the layers {' <- '.join(LAYERS)}"

@@ -18,7 +18,7 @@ LONG_FILES = {"libclient/include/kvxfer/client.h"}
 
 
 def sources(root):
-    for top in ("proto", "libclient", "daemon", "tools", "tests"):
+    for top in ("proto", "gpu", "libclient", "daemon", "tools", "tests"):
         for folder, _, names in sorted(os.walk(os.path.join(root, top))):
             for name in sorted(names):
                 if name.endswith((".c", ".h")):

@@ -26,7 +26,7 @@ def junit_cases(path):
                 yield name, "fail", bad.get("message") or (bad.text or "").strip()[:200]
             elif skipped is not None:
                 case_name = case.get("name", "").split(" - ")[-1].strip()
-                yield name, "skip", reasons.get(case_name, "no reason given")
+                yield name, "skip", reasons.get(case_name) or skipped.get("message") or "no reason given"
             else:
                 yield name, "pass", ""
 

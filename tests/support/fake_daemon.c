@@ -191,6 +191,7 @@ void fake_answer_plainly(struct fake_daemon *d, uint16_t type)
 		answer_export(d);
 		break;
 	case KVXP__FRAME_TYPE__FRAME_IMPORT:
+	case KVXP__FRAME_TYPE__FRAME_IMPORT_FIND:
 		answer_import(d);
 		break;
 	case KVXP__FRAME_TYPE__FRAME_XFER_SUBMIT:
@@ -204,6 +205,7 @@ void fake_answer_plainly(struct fake_daemon *d, uint16_t type)
 		break;
 	case KVXP__FRAME_TYPE__FRAME_XFER_APPEND:
 	case KVXP__FRAME_TYPE__FRAME_XFER_CANCEL:
+	case KVXP__FRAME_TYPE__FRAME_MESSAGE_POST:
 	case KVXP__FRAME_TYPE__FRAME_GOODBYE:
 		break;
 	case KVXP__FRAME_TYPE__FRAME_QUERY:

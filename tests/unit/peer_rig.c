@@ -84,9 +84,14 @@ static void on_closed(void *arg)
 	((struct rig_side *)arg)->closed = true;
 }
 
+uint64_t rig_clock_tick_ns;
+
 static uint64_t script_now(void *arg)
 {
-	return ((struct kvx_fake_script *)arg)->now_ns;
+	struct kvx_fake_script *script = arg;
+
+	script->now_ns += rig_clock_tick_ns;
+	return script->now_ns;
 }
 
 /* life */
@@ -597,11 +602,11 @@ void rig_raw_bytes(struct rig_raw *raw, const void *bytes, size_t len)
 
 void rig_raw_send(struct rig_raw *raw, uint16_t type, const void *message)
 {
-	uint8_t buf[4096 + KVX_WIRE_HDR_BYTES];
+	uint8_t buf[8192 + KVX_WIRE_HDR_BYTES];
 	size_t len = protobuf_c_message_get_packed_size(message);
 	const struct kvx_wire_hdr hdr = {.len_bytes = (uint32_t)len, .type = type};
 
-	cr_assert_leq(len, 4096);
+	cr_assert_leq(len, 8192);
 	kvx_wire_hdr_pack(&hdr, buf);
 	protobuf_c_message_pack(message, buf + KVX_WIRE_HDR_BYTES);
 	rig_raw_bytes(raw, buf, len + KVX_WIRE_HDR_BYTES);

@@ -75,6 +75,9 @@ struct peer_rig {
 	unsigned n_wires;
 };
 
+/* How much time passes with each look at the clock; 0 but for tests of that. */
+extern uint64_t rig_clock_tick_ns;
+
 /* Everything at its defaults; change confs before rig_start(). */
 void rig_init(struct peer_rig *rig) KVX_ROLE_ATTR(assert_capability(kvx_role_loop));
 void rig_start(struct peer_rig *rig) KVX_ON_LOOP;

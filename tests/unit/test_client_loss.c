@@ -164,6 +164,45 @@ Test(client_loss, loss_inside_a_set_up_call_is_polled)
 	KVX_TEST_END();
 }
 
+/* Two of three transfers end, then the daemon does: all inside a set-up call. */
+static enum fake_answer two_ends_and_an_error_at_query(struct fake_daemon *d, uint16_t type)
+{
+	if (type == KVXP__FRAME_TYPE__FRAME_XFER_SUBMIT)
+		return FAKE_DONE;
+	if (type != KVXP__FRAME_TYPE__FRAME_QUERY)
+		return FAKE_DEFAULT;
+	fake_terminal(d, 1, KVXFER_OK);
+	fake_terminal(d, 2, KVXFER_OK);
+	fake_error(d, KVXFER_INTERNAL, "restarting");
+	return FAKE_HANG_UP;
+}
+
+Test(client_loss, events_that_were_kept_are_told_before_the_loss_and_only_once)
+{
+	struct fake_daemon d;
+	struct pair pair;
+	struct seen seen = {0};
+	char *json;
+
+	fake_daemon_init(&d);
+	d.hook = two_ends_and_an_error_at_query;
+	fake_daemon_start(&d);
+	pair = open_pair(&d, 1000);
+	for (uint64_t tag = 101; tag <= 103; tag++)
+		cr_assert_eq(submit_one(&pair, tag, NULL), 0);
+	cr_assert_eq(kvxfer_client_query(pair.client, "status", NULL, &json), -ECONNRESET);
+	cr_assert_eq(kvxfer_client_dispatch(pair.client, seen_event, &seen), 4);
+	for (unsigned i = 0; i < 3; i++) {
+		cr_assert_eq(seen.events[i].type, KVXFER_EVENT_TERMINAL);
+		cr_assert_eq(seen.events[i].transfer, i + 1);
+		cr_assert_eq(seen.events[i].status, i < 2 ? KVXFER_OK : KVXFER_DAEMON_LOST);
+	}
+	cr_assert_eq(seen.events[3].type, KVXFER_EVENT_DAEMON_LOST);
+	kvxfer_client_close(pair.client);
+	fake_daemon_stop(&d);
+	KVX_TEST_END();
+}
+
 /* What comes after a bad frame cannot be told; the library gives up, and believes the end only
  * after its GOODBYE was answered and the daemon had time to die. */
 static enum fake_answer garbage_at_submit(struct fake_daemon *d, uint16_t type)

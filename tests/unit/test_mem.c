@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include "mem/gpu.h"
 #include "test_end.h"
 #include "test_memory.h"
 
@@ -12,7 +13,8 @@ Test(mem, kinds_are_found_by_number)
 {
 	cr_assert_eq(kvx_mem_ops_find(KVX_MEM_HOST), &kvx_mem_host_ops);
 	cr_assert_eq(kvx_mem_host_ops.kind, KVX_MEM_HOST);
-	cr_assert_null(kvx_mem_ops_find(KVX_MEM_HIP)); /* no GPU runtime in this build */
+	cr_assert_eq(kvx_mem_ops_find(KVX_MEM_HIP), &kvx_mem_hip_ops);
+	cr_assert_eq(kvx_mem_ops_find(KVX_MEM_CUDA), &kvx_mem_cuda_ops);
 	cr_assert_null(kvx_mem_ops_find((enum kvx_mem_kind)99));
 	KVX_TEST_END();
 }

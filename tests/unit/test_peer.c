@@ -297,6 +297,30 @@ Test(peer, silence_loses_the_peer_within_the_bound)
 	KVX_TEST_END();
 }
 
+/* After a stop of this daemon timers come before sockets; and time passes while it reads. */
+Test(peer, what_waits_to_be_read_is_a_sign_of_life)
+{
+	Kvxp__PeerHeartbeat beat = KVXP__PEER_HEARTBEAT__INIT;
+	struct rig_raw raw;
+
+	rig_init(&rig);
+	rig_start(&rig);
+	rig_raw_open(&rig, &rig.a, &raw);
+	cr_assert_eq(rig_raw_hello(&raw, 9, 1), KVXP__PEER_FRAME_TYPE__PEER_HELLO);
+	rig_pass(&rig, 10);
+	beat.seq = 1;
+	rig_raw_send(&raw, KVXP__PEER_FRAME_TYPE__PEER_HEARTBEAT, &beat);
+	kvx_fake_advance(&rig.script, 400 * KVX_MS); /* the bound is 300 */
+	rig_clock_tick_ns = 1000;
+	kvx_timers_run(rig.timers);
+	rig_clock_tick_ns = 0;
+	rig_pass(&rig, 10);
+	cr_assert(rig_is_up(&rig.a));
+	rig_raw_close(&raw);
+	rig_stop(&rig);
+	KVX_TEST_END();
+}
+
 Test(peer, new_epoch_replaces_the_old_connection_at_the_first_try)
 {
 	struct rig_raw old, new;
@@ -558,7 +582,8 @@ Test(peer, message_reaches_the_owner_and_its_answer_comes_back)
 	target = rig_resolve(&rig.a, &desc);
 	rig_pass(&rig, 5);
 	cr_assert_eq(uv_backend_timeout(&rig.loop), -1, "an idle loop sleeps");
-	cr_assert_eq(kvx_peers_message(rig.a.peers, target.target, "hello", 5, KVX_SEC,
+	cr_assert_eq(kvx_peers_message(rig.a.peers, target.target,
+				       &(struct kvx_peer_message){"hello", 5, 0}, KVX_SEC,
 				       rig_on_reply, &reply, &call),
 		     0);
 	cr_assert_eq(uv_backend_timeout(&rig.loop), 0, "the loop would sleep on a frame");
@@ -567,14 +592,48 @@ Test(peer, message_reaches_the_owner_and_its_answer_comes_back)
 	cr_assert_eq(rig.b.message_len, 5);
 	cr_assert_eq(memcmp(rig.b.message, "hello", 5), 0);
 	rig.b.message_status = -EPIPE;
-	cr_assert_eq(kvx_peers_message(rig.a.peers, target.target, "x", 1, KVX_SEC, rig_on_reply,
+	cr_assert_eq(kvx_peers_message(rig.a.peers, target.target,
+				       &(struct kvx_peer_message){"x", 1, 0}, KVX_SEC, rig_on_reply,
 				       &refused, &call),
 		     0);
 	cr_assert(RIG_UNTIL(&rig, refused.done, 1000));
 	cr_assert_eq(refused.status, -EPIPE);
-	cr_assert_eq(kvx_peers_message(rig.a.peers, target.target, "x", KVX_PAYLOAD_MAX + 1,
+	cr_assert_eq(kvx_peers_message(rig.a.peers, target.target,
+				       &(struct kvx_peer_message){"x", KVX_PAYLOAD_MAX + 1, 0},
 				       KVX_SEC, rig_on_reply, &refused, &call),
 		     -EMSGSIZE);
+	kvx_target_unref(target.target);
+	rig_stop(&rig);
+	KVX_TEST_END();
+}
+
+/* Posted ones: the second finds the receiver full, the third finds it with room again. */
+Test(peer, message_behind_a_refused_one_of_its_stream_is_refused_too)
+{
+	struct rig_answer target, replies[5] = {{0}};
+	struct kvx_peer_call *call;
+	struct kvx_desc desc;
+
+	rig_init(&rig);
+	rig_start(&rig);
+	desc = rig_desc(&rig.b, rig_region(&rig.b, 4096, RW, NULL));
+	target = rig_resolve(&rig.a, &desc);
+	for (unsigned i = 0; i < 5; i++) {
+		const uint64_t streams[] = {1, 1, 1, 2, 0};
+		const struct kvx_peer_message message = {"x", 1, streams[i]};
+
+		rig.b.message_status = i == 1 ? -EDQUOT : 0;
+		cr_assert_eq(kvx_peers_message(rig.a.peers, target.target, &message, KVX_SEC,
+					       rig_on_reply, &replies[i], &call),
+			     0);
+		cr_assert(RIG_UNTIL(&rig, replies[i].done, 1000));
+	}
+	cr_assert_eq(replies[0].status, 0);
+	cr_assert_eq(replies[1].status, -EDQUOT);
+	cr_assert_eq(replies[2].status, -ECANCELED);
+	cr_assert_eq(replies[3].status, 0, "another stream");
+	cr_assert_eq(replies[4].status, 0, "no stream");
+	cr_assert_eq(rig.b.n_messages, 4, "the third was given to the owner");
 	kvx_target_unref(target.target);
 	rig_stop(&rig);
 	KVX_TEST_END();

@@ -13,7 +13,7 @@
 static struct kvx_regions *table(uint32_t regions, uint32_t per_client, uint64_t bytes,
 				 uint64_t bytes_per_client)
 {
-	struct kvx_region_limits limits = {regions, per_client, bytes, bytes_per_client};
+	struct kvx_region_limits limits = {regions, per_client, bytes, bytes_per_client, bytes};
 	struct kvx_regions *made;
 
 	cr_assert_eq(kvx_regions_create(&limits, &made), 0);
@@ -111,7 +111,7 @@ Test(region, quota_sums_do_not_wrap)
 Test(region, lower_limits_hold_for_what_comes_after)
 {
 	struct kvx_regions *regions = table(10, 10, 1 << 20, 1 << 20);
-	struct kvx_region_limits tight = {1, 1, PAGE, PAGE};
+	struct kvx_region_limits tight = {1, 1, PAGE, PAGE, 0};
 	struct kvx_region *a, *b;
 
 	cr_assert_eq(add(regions, 4 * PAGE, 0, 0, &a, NULL), 0);
@@ -166,7 +166,7 @@ Test(region, tokens_differ_and_are_compared_whole)
 
 Test(region, out_of_memory_leaves_nothing_behind)
 {
-	struct kvx_region_limits limits = {10, 10, 1 << 20, 1 << 20};
+	struct kvx_region_limits limits = {10, 10, 1 << 20, 1 << 20, 0};
 	struct kvx_regions *regions = NULL;
 	struct kvx_region *region = NULL;
 	unsigned n;

@@ -24,8 +24,8 @@ static struct kvx_region *local, *remote;
 static struct kvx_target *target;
 static struct kvx_xfer_req req;
 
-static void withdraw(void *arg, struct kvx_region *region, void (*done_cb)(void *done_arg),
-		     void *done_arg)
+static void withdraw(void *arg, struct kvx_region *region, const struct kvx_withdrawal *why,
+		     void (*done_cb)(void *done_arg), void *done_arg)
 {
 	withdrawals.n++;
 	withdrawals.mrs_then = rig.script.n_mrs;
@@ -172,6 +172,70 @@ Test(retire, stuck_transfer_is_fenced_then_the_region_goes)
 	cr_assert_eq(kvx_node_copy_lane(rig.node)->n_resets, 1);
 	cr_assert_eq(rig.ends[0].end.status, -EOWNERDEAD);
 	kvx_target_unref(target);
+	rig_region_close(&rig, remote);
+	rig_stop(&rig);
+	KVX_TEST_END();
+}
+
+static void on_client_lost(struct kvx_target_watch *watch, int status, const char *text)
+{
+	cr_assert_eq(status, -EPIPE);
+	cr_assert_str_eq(text, "the engine is gone");
+	rig_log(&rig, 'L');
+}
+
+/* Its transfer uses another region than the one that was imported. */
+Test(retire, loss_of_a_client_is_told_after_its_last_transfer)
+{
+	struct kvx_target_watch watch = {.lost = on_client_lost};
+	struct kvx_region *other;
+	struct kvx_target *imported;
+	setup();
+	other = rig_region(&rig, 1, MIB, 3, NULL);
+	imported = rig_target(&rig, other);
+	kvx_target_watch(imported, &watch);
+	rig_turn(&rig, 0);
+	memset(rig.log, 0, sizeof(rig.log));
+	rig_submit(&rig, &req, MIB);
+	rig_turn(&rig, 1000);
+	cr_assert_gt(rig.script.n_open_ops, 0);
+	kvx_xfers_cancel_client(kvx_node_xfers(rig.node), 1, -EPIPE, "the engine is gone");
+	cr_assert_eq(kvx_node_region_close(rig.node, other, -EPIPE, "the engine is gone",
+					   rig_on_closed, &rig),
+		     0);
+	rig_turn(&rig, 1000);
+	cr_assert(imported->lost, "it takes no new transfers");
+	cr_assert_str_eq(rig.log, "", "told with a transfer of the client in flight");
+	for (unsigned i = 0; i < 20 && rig.n_closed == 0; i++)
+		rig_turn(&rig, 500000);
+	cr_assert_str_eq(rig.log, "ATLWuC");
+	kvx_target_unwatch(imported, &watch);
+	kvx_target_unref(imported);
+	kvx_target_unref(target);
+	rig_region_close(&rig, local);
+	rig_region_close(&rig, remote);
+	rig_stop(&rig);
+	KVX_TEST_END();
+}
+
+/* Who unregisters one region goes on using the others. */
+Test(retire, region_alone_does_not_wait_for_other_transfers_of_its_owner)
+{
+	struct kvx_region *other;
+	setup();
+	other = rig_region(&rig, 1, MIB, 3, NULL);
+	rig_turn(&rig, 0);
+	rig_submit(&rig, &req, MIB);
+	rig_turn(&rig, 1000);
+	cr_assert_eq(start_close(other), 0);
+	for (unsigned i = 0; i < 5; i++)
+		rig_turn(&rig, 0);
+	cr_assert_eq(rig.n_closed, 1);
+	cr_assert_eq(rig.n_ends, 0);
+	cr_assert(rig_until_ends(&rig, 1, 500000));
+	cr_assert_eq(rig.ends[0].end.status, 0);
+	kvx_target_unref(target);
+	rig_region_close(&rig, local);
 	rig_region_close(&rig, remote);
 	rig_stop(&rig);
 	KVX_TEST_END();

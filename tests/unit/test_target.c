@@ -58,7 +58,10 @@ Test(target, loss_is_told_once_to_each)
 		kvx_target_watch(&target, &w[i].watch);
 	}
 	kvx_target_lose(&target, -ESTALE, "why");
-	kvx_target_lose(&target, -EIO, "why");
+	kvx_target_lose(&target, -EIO, "another why");
+	cr_assert_eq(w[0].n_told, 0, "told before it is time");
+	kvx_target_tell(&target);
+	kvx_target_tell(&target);
 	cr_assert(target.lost);
 	cr_assert_eq(target.lost_status, -ESTALE);
 	for (unsigned i = 0; i < 3; i++) {
@@ -83,6 +86,7 @@ Test(target, watches_may_go_while_told)
 	w[2].takes_out = &w[2];
 	w[2].drops_ref = true;
 	kvx_target_lose(&target, -EPIPE, "why");
+	kvx_target_tell(&target);
 	cr_assert_eq(w[0].n_told, 1);
 	cr_assert_eq(w[1].n_told, 0);
 	cr_assert_eq(w[2].n_told, 1);

@@ -329,9 +329,11 @@ struct far {
 };
 static struct far far;
 
-static void far_open(void *arg, struct kvx_target *target, uint64_t uid, int op, uint64_t tag)
+static void far_open(void *arg, struct kvx_target *target, uint64_t uid, int op, uint64_t tag,
+		     const char *label)
 {
 	cr_assert(arg == &far && target == &far.target && op == KVX_OP_WRITE && tag == 77);
+	cr_assert_str_eq(label, "request 1");
 	cr_assert_eq(pair.rig.script.n_ops, 0, "told after the first byte");
 	far.uid[far.n_open++] = uid;
 	rig_log(&pair.rig, 'o');
@@ -369,6 +371,7 @@ static void far_setup(void)
 	far.target.peer_name = "0123456789abcdef0123456789abcdef";
 	far.target.release = far_release;
 	pair.req.target = &far.target;
+	pair.req.label = "request 1";
 	memset(pair.rig.log, 0, sizeof(pair.rig.log));
 }
 

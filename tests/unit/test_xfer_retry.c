@@ -23,7 +23,7 @@ static bool pattern_arrived(uint64_t bytes)
 
 static void lane_lose(void)
 {
-	node_lane_reset(pair.rig.node, "cable pulled");
+	node_lane_reset(&pair.rig.node->lanes[0], "cable pulled");
 }
 
 static void retry_open(unsigned lane_retries, uint64_t latency_ns)

@@ -10,7 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "doctor.h"
+#include "doctor_gpu.h"
 #include "kvxfer/client.h"
 
 static void check_socket(struct kvx_report *report, const char *path)
@@ -111,6 +111,14 @@ static void check_rdma(struct kvx_report *report, struct kvx_ctl *ctl, bool daem
 
 	kvx_doctor_rdma(report, &places, devices);
 	json_object_put(devices);
+}
+
+static void check_gpus(struct kvx_report *report, struct json_object *daemon)
+{
+	static const struct kvx_gpu_places places = {
+	    .root = "", .limit_ms = 20000, .ask_runtime = true};
+
+	kvx_doctor_gpus(report, &places, (unsigned)kvx_json_u64(daemon, "pid"));
 }
 
 static void check_version(struct kvx_report *report, struct json_object *daemon)
@@ -235,7 +243,7 @@ int kvx_cmd_doctor(struct kvx_ctl *ctl)
 	kvx_doctor_memory(&report);
 	kvx_doctor_network(&report);
 	check_rdma(&report, ctl, daemon != NULL);
-	kvx_doctor_gpu(&report);
+	check_gpus(&report, daemon);
 	if (ctl->json)
 		print_report_json(&report);
 	else

@@ -1,4 +1,5 @@
-/* kvxferctl transfers: the running ones and the last that ended: path, times, errors. */
+/* kvxferctl transfers: the running ones and the last that ended: path, times, errors; and those
+ * that other nodes have under way to and from memory here. */
 #include "ctl.h"
 
 #include <json-c/json.h>
@@ -10,15 +11,15 @@ static bool only_live, only_ended;
 static const char *max_text;
 
 static const struct kvx_column columns[] = {
-    {"ID", KVX_RIGHT, KVX_KEEP},      {"CLIENT", KVX_RIGHT, KVX_KEEP},
-    {"TENANT", KVX_LEFT, KVX_HIDE},   {"TAG", KVX_RIGHT, KVX_HIDE},
-    {"OP", KVX_LEFT, KVX_KEEP},       {"STATE", KVX_LEFT, KVX_KEEP},
-    {"STATUS", KVX_LEFT, KVX_KEEP},   {"BYTES", KVX_RIGHT, KVX_KEEP},
-    {"OF", KVX_RIGHT, KVX_HIDE},      {"PIECES", KVX_RIGHT, KVX_HIDE},
-    {"RETRIES", KVX_RIGHT, KVX_HIDE}, {"PATH", KVX_LEFT, KVX_KEEP},
-    {"PEER", KVX_LEFT, KVX_CUT},      {"WAITED", KVX_RIGHT, KVX_HIDE},
-    {"TOOK", KVX_RIGHT, KVX_KEEP},    {"RATE", KVX_RIGHT, KVX_KEEP},
-    {"CAUSE", KVX_LEFT, KVX_CUT},
+    {"ID", KVX_RIGHT, KVX_KEEP},     {"CLIENT", KVX_RIGHT, KVX_KEEP},
+    {"TENANT", KVX_LEFT, KVX_HIDE},  {"TAG", KVX_RIGHT, KVX_HIDE},
+    {"LABEL", KVX_LEFT, KVX_CUT},    {"OP", KVX_LEFT, KVX_KEEP},
+    {"STATE", KVX_LEFT, KVX_KEEP},   {"STATUS", KVX_LEFT, KVX_KEEP},
+    {"BYTES", KVX_RIGHT, KVX_KEEP},  {"OF", KVX_RIGHT, KVX_HIDE},
+    {"PIECES", KVX_RIGHT, KVX_HIDE}, {"RETRIES", KVX_RIGHT, KVX_HIDE},
+    {"PATH", KVX_LEFT, KVX_KEEP},    {"PEER", KVX_LEFT, KVX_CUT},
+    {"WAITED", KVX_RIGHT, KVX_HIDE}, {"TOOK", KVX_RIGHT, KVX_KEEP},
+    {"RATE", KVX_RIGHT, KVX_KEEP},   {"CAUSE", KVX_LEFT, KVX_CUT},
 };
 
 unsigned kvx_cmd_transfers_flags(struct kvx_ctl_flag *flags)
@@ -78,6 +79,7 @@ void kvx_transfers_row(struct kvx_table *table, struct json_object *t)
 	kvx_table_cell(table, "%s", kvx_json_str(t, "client"));
 	kvx_table_cell(table, "%s", kvx_json_str(t, "tenant"));
 	kvx_table_cell(table, "%s", kvx_json_str(t, "tag"));
+	kvx_table_cell(table, "%s", kvx_ctl_dash(kvx_json_str(t, "label")));
 	kvx_table_cell(table, "%s", kvx_json_str(t, "op"));
 	kvx_table_cell(table, "%s", kvx_ctl_dash(kvx_json_str(t, "state")));
 	kvx_table_cell(table, "%s", status);
@@ -104,6 +106,45 @@ static void print_list(const char *title, struct json_object *list, uint64_t max
 	       kvx_color_off(stdout));
 	if (n > 0)
 		kvx_table_print(table, stdout);
+	kvx_table_destroy(table);
+}
+
+static const struct kvx_column inbound_columns[] = {
+    {"FROM NODE", KVX_LEFT, KVX_CUT}, {"TENANT", KVX_LEFT, KVX_HIDE},
+    {"TAG", KVX_RIGHT, KVX_HIDE},     {"LABEL", KVX_LEFT, KVX_CUT},
+    {"OP", KVX_LEFT, KVX_KEEP},       {"REGION", KVX_RIGHT, KVX_KEEP},
+    {"SINCE", KVX_RIGHT, KVX_KEEP},
+};
+
+static void inbound_row(struct kvx_table *table, struct json_object *t)
+{
+	char buf[KVX_UNIT_BYTES];
+	uint64_t open = kvx_json_u64(t, "open_ns"), now = kvx_json_u64(t, "now_ns");
+
+	kvx_table_cell(table, "%s", kvx_json_str(t, "peer"));
+	kvx_table_cell(table, "%s", kvx_json_str(t, "tenant"));
+	kvx_table_cell(table, "%s", kvx_json_str(t, "tag"));
+	kvx_table_cell(table, "%s", kvx_ctl_dash(kvx_json_str(t, "label")));
+	kvx_table_cell(table, "%s", kvx_json_str(t, "op"));
+	kvx_table_cell(table, "%s", kvx_json_str(t, "region"));
+	kvx_table_cell(table, "%s", kvx_unit_ns(buf, now > open ? now - open : 0));
+}
+
+/* Nothing where there is none: most nodes have no peers. */
+static void print_inbound(struct json_object *list, uint64_t max)
+{
+	size_t n = kvx_json_length(list);
+	struct kvx_table *table;
+
+	if (n == 0)
+		return;
+	table =
+	    kvx_table_create(inbound_columns, sizeof(inbound_columns) / sizeof(inbound_columns[0]));
+	for (size_t i = 0; i < n && i < max; i++)
+		inbound_row(table, kvx_json_at(list, i));
+	printf("%srunning, of other nodes: %zu%s\n", kvx_color_on(stdout, KVX_COLOR_BOLD), n,
+	       kvx_color_off(stdout));
+	kvx_table_print(table, stdout);
 	kvx_table_destroy(table);
 }
 
@@ -135,15 +176,20 @@ int kvx_cmd_transfers(struct kvx_ctl *ctl)
 		return rc;
 	if (only_live)
 		json_object_object_del(obj, "ended");
-	if (only_ended)
+	if (only_ended) {
 		json_object_object_del(obj, "live");
+		json_object_object_del(obj, "inbound");
+	}
 	if (ctl->json) {
 		json_cut(obj, "live", max);
 		json_cut(obj, "ended", max);
+		json_cut(obj, "inbound", max);
 	}
 	if (!kvx_ctl_pass_json(ctl, obj)) {
 		if (!only_ended)
 			print_list("running", kvx_json_array(obj, "live"), max);
+		if (!only_ended)
+			print_inbound(kvx_json_array(obj, "inbound"), max);
 		if (!only_live)
 			print_list("ended or refused, newest first", kvx_json_array(obj, "ended"),
 				   max);

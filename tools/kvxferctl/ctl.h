@@ -90,6 +90,8 @@ unsigned kvx_cmd_transfers_flags(struct kvx_ctl_flag *flags);
 int kvx_cmd_peers(struct kvx_ctl *ctl);
 int kvx_cmd_lanes(struct kvx_ctl *ctl);
 int kvx_cmd_devices(struct kvx_ctl *ctl);
+int kvx_cmd_topology(struct kvx_ctl *ctl);
+unsigned kvx_cmd_topology_flags(struct kvx_ctl_flag *flags);
 int kvx_cmd_stats(struct kvx_ctl *ctl);
 unsigned kvx_cmd_stats_flags(struct kvx_ctl_flag *flags);
 int kvx_cmd_top(struct kvx_ctl *ctl);

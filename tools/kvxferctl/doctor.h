@@ -42,7 +42,6 @@ struct kvx_rdma_places {
 /* devices: answer of "devices", NULL when the daemon does not answer. */
 void kvx_doctor_rdma(struct kvx_report *report, const struct kvx_rdma_places *places,
 		     struct json_object *devices);
-void kvx_doctor_gpu(struct kvx_report *report);
 
 /* First line of a small file, without the newline, in buf; NULL when it cannot be read. */
 char *kvx_read_line(const char *path, char *buf, size_t buf_bytes);

@@ -16,6 +16,8 @@ const struct kvx_ctl_command kvx_ctl_commands[] = {
     {"lanes", "", "what data to each peer and tenant goes over", 0, 0, NULL, kvx_cmd_lanes},
     {"devices", "", "RDMA devices and other ways to peers, used or not", 0, 0, NULL,
      kvx_cmd_devices},
+    {"topology", "[--root DIR]", "GPUs, RDMA devices and how they are linked", 0, 0,
+     kvx_cmd_topology_flags, kvx_cmd_topology},
     {"stats", "[--watch [SEC]] [-n N]", "counters and latency histograms", 0, 0,
      kvx_cmd_stats_flags, kvx_cmd_stats},
     {"top", "[-d SEC] [-n N]", "rates and running transfers, refreshed", 0, 0, kvx_cmd_top_flags,

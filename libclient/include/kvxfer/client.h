@@ -18,7 +18,7 @@
  *  - "Set-up calls" (open, register, unregister, export, import, message, query, reconnect) block
  * for the daemon's answer, at most timeout_ms of the client (kvxfer_client_options). Events that
  * arrive meanwhile are kept for the next dispatch. "Data calls" (submit, append, seal, cancel,
- * dispatch) never block.
+ * post, find, dispatch) never block.
  *  - Set-up calls and data calls must not be made from inside an event callback, except where a
  * function says so.
  *  - After fork() the child gets -EOWNERDEAD from every call (kvxfer_client_close() only frees
@@ -43,6 +43,10 @@ extern "C" {
 #define KVXFER_PAYLOAD_MAX 4096
 /** Longest descriptor, in bytes. */
 #define KVXFER_DESCRIPTOR_MAX 512
+/** Longest label of a transfer, in bytes. */
+#define KVXFER_LABEL_MAX 64
+/** Longest name that a region is published under, in bytes. */
+#define KVXFER_PUBLISH_MAX 128
 
 /** How a transfer, or anything else that is told by an event, ended. Each value but OK stands for
  * one errno. */
@@ -185,14 +189,25 @@ enum kvxfer_event_type {
 	 * source. */
 	KVXFER_EVENT_TERMINAL = 1,
 	/** A transfer that another client made to (WRITE) or from (READ) a region of this client
-	 * has ended. On OK all bytes are visible and the payload is the submitter's; on anything
-	 * else, only the ranges that the transfer named are undefined, and nothing lands in them
-	 * any more. */
+	 * has ended, well or not. On OK all bytes are visible and the payload is the submitter's;
+	 * on anything else, only the ranges that a WRITE named are undefined. In any case nothing
+	 * lands in them, and nothing is read from them, any more: they can be used for something
+	 * else. */
 	KVXFER_EVENT_ARRIVAL = 2,
 	/** A message of another client, addressed to the owner of `region`. */
 	KVXFER_EVENT_MESSAGE = 3,
-	/** The region behind `import` is gone (status, text say why). Its transfers end by their
-	   own events. Release it. */
+	/** `import_` cannot be used any more; status and text say why. Once per import, after the
+	 * terminal events of this client's transfers through it. Close it.
+	 *  - KVXFER_CLIENT_LOST: the client that owns the region has ended. Before this event every
+	 * transfer that it had under way to or from regions of this client has ended, and its
+	 * ARRIVAL was delivered: nothing of it lands in, or is read from, this client's memory any
+	 * more.
+	 *  - KVXFER_PEER_LOST: its node is lost (dead, cut off, or silent). The same is true of all
+	 * that any client of that node had under way when it was lost. One that is heard of again
+	 * begins anew: with finds or imports of its own.
+	 * Both come within what G7 of docs/guarantees.md allows a transfer to take.
+	 *  - Anything else (KVXFER_REGION_LOST: the region alone was unregistered; a post that was
+	 * not delivered; a find that failed) says nothing of what the other client does. */
 	KVXFER_EVENT_IMPORT_LOST = 4,
 	/** `region` cannot be used any more (its device failed). Its transfers end by their own
 	   events. Unregister it. Never sent for host memory: a fault there ends the transfer with
@@ -203,7 +218,10 @@ enum kvxfer_event_type {
 	/** The connection to the daemon is gone, and with it every DMA of the daemon: it comes
 	 * after the terminal events (status KVXFER_DAEMON_LOST) of all outstanding transfers. Call
 	 * kvxfer_client_reconnect(). */
-	KVXFER_EVENT_DAEMON_LOST = 7
+	KVXFER_EVENT_DAEMON_LOST = 7,
+	/** `import_`, made by kvxfer_import_find(), can be used from now on; payload: the note of
+	 * the region. At most once per import. */
+	KVXFER_EVENT_IMPORT_UP = 8
 };
 
 /** What a client is told. Fields that the type does not name are 0 or NULL. Pointers are valid
@@ -222,8 +240,8 @@ struct kvxfer_event {
 				  posted; never NULL */
 	struct kvxfer_region *region; /**< ARRIVAL, MESSAGE, REGION_LOST: this client's region; NULL
 					 if it was unregistered */
-	struct kvxfer_import *import_; /**< IMPORT_LOST */
-	const void *payload;           /**< ARRIVAL, MESSAGE */
+	struct kvxfer_import *import_; /**< IMPORT_LOST, IMPORT_UP */
+	const void *payload;           /**< ARRIVAL, MESSAGE, IMPORT_UP */
 	size_t payload_bytes;          /**< 0..KVXFER_PAYLOAD_MAX */
 	uint64_t submit_ns; /**< TERMINAL: CLOCK_MONOTONIC when the daemon read the request */
 	uint64_t first_ns;  /**< TERMINAL: first op given to a transport, 0: none */
@@ -313,7 +331,10 @@ uint64_t kvxfer_layout_mla(uint64_t offset, uint32_t n_layers, uint32_t n_blocks
 enum kvxfer_region_flags {
 	/** kvxfer_region_alloc(): back with 2 MiB huge pages; -ENOMEM when the system has too few
 	   free (see kvxferctl doctor). */
-	KVXFER_REGION_HUGEPAGES = 1
+	KVXFER_REGION_HUGEPAGES = 1,
+	/** kvxfer_region_register_gpu(): somebody may be using the memory now: it is only read, see
+	   there. */
+	KVXFER_REGION_IN_USE = 2
 };
 
 /** Zero-initialise. */
@@ -324,6 +345,12 @@ struct kvxfer_region_options {
 	    access;     /**< enum kvxfer_access bits: what others may do; 0: nobody may import it */
 	uint32_t flags; /**< enum kvxfer_region_flags */
 	const struct kvxfer_layout *layout; /**< NULL: none (explicit ops only); copied */
+	const char *publish; /**< NULL, or the name under which clients of the tenant, here and on
+				other nodes, find it (kvxfer_import_find()): 1 to
+				KVXFER_PUBLISH_MAX printable ASCII characters, none of them blank;
+				needs access bits; gone with the region; copied */
+	const void *note;    /**< with publish: told to who finds it; copied */
+	size_t note_bytes;   /**< 0..KVXFER_PAYLOAD_MAX */
 };
 
 /**
@@ -332,7 +359,8 @@ struct kvxfer_region_options {
  * @param len_bytes  > 0; rounded up to the page size (huge page size where asked).
  * @param options    NULL: no name, no access, no layout; not kept.
  * @return 0; -EDQUOT over the daemon's quota of regions or bytes; -EINVAL a plane leaves the
- * region; -ENOMEM; -ETIMEDOUT; -ECONNRESET.
+ * region; -EEXIST another region of the tenant is published on this node under the name; -EACCES
+ * publish without access bits; -ENOMEM; -ETIMEDOUT; -ECONNRESET.
  */
 int kvxfer_region_alloc(struct kvxfer_client *client, uint64_t len_bytes,
 			const struct kvxfer_region_options *options,
@@ -351,8 +379,39 @@ int kvxfer_region_register(struct kvxfer_client *client, int fd, uint64_t offset
 			   uint64_t len_bytes, const struct kvxfer_region_options *options,
 			   struct kvxfer_region **out_region);
 
+/** GPU memory: any part of an allocation. */
+struct kvxfer_gpu_segment {
+	void *ptr;          /**< device pointer, as the runtime gave it */
+	uint64_t len_bytes; /**< > 0 */
+};
+
+/**
+ * Registers GPU memory, as one region of one or several pieces: the layer tensors of a KV cache,
+ * say. The pieces must be of one device; in the region they follow each other without gaps, so that
+ * the second one begins at offset segments[0].len_bytes. Planes and ops may run over their ends.
+ *
+ * The runtime (CUDA or HIP) is the one that this process has loaded; the library links none. Each
+ * allocation that a piece lies in is exported to the daemon by an IPC handle, and as a dma-buf
+ * where the runtime can. The daemon maps it for as long as a region needs it: free the memory only
+ * after kvxfer_region_unregister() (what is freed before keeps its pages until then). To make sure
+ * that the daemon sees the right memory, some 16 bytes at up to 16 places of the region are
+ * overwritten for the moment of this call and then put back; with KVXFER_REGION_IN_USE they are
+ * only read and compared, which memory that has one value everywhere passes in any case. Set-up
+ * call.
+ * @param segments    [n_segments]; copied.
+ * @param options     NULL: no name, no access, no layout; not kept.
+ * @return as kvxfer_region_register(), and: -EFAULT no memory of a GPU, or the daemon does not see
+ * the memory that is meant; -EINVAL pieces of several devices; -EOPNOTSUPP memory that cannot be
+ * exported: of the virtual memory calls (PyTorch's expandable_segments) or of a memory pool;
+ * -ENODEV the daemon does not use that device; kvxfer_client_error() says what to do.
+ */
+int kvxfer_region_register_gpu(struct kvxfer_client *client,
+			       const struct kvxfer_gpu_segment *segments, uint32_t n_segments,
+			       const struct kvxfer_region_options *options,
+			       struct kvxfer_region **out_region);
+
 /** Start of the library's mapping of an allocated region, page aligned; NULL for
- * kvxfer_region_register(). */
+ * kvxfer_region_register() and kvxfer_region_register_gpu(). */
 void *kvxfer_region_data(const struct kvxfer_region *region);
 uint64_t kvxfer_region_bytes(const struct kvxfer_region *region);
 
@@ -401,6 +460,27 @@ struct kvxfer_import_options {
  */
 int kvxfer_import_open(struct kvxfer_client *client, const void *descriptor,
 		       size_t descriptor_bytes, const struct kvxfer_import_options *options,
+		       struct kvxfer_import **out_import);
+
+/**
+ * Makes a region that its owner has published (kvxfer_region_options.publish) usable as the remote
+ * side, without a descriptor. Data call: what comes of it is told by one event,
+ * KVXFER_EVENT_IMPORT_UP, or KVXFER_EVENT_IMPORT_LOST with the status NOT_FOUND (nobody there has
+ * published the name: the engine may not be up yet, try again later), ACCESS, LAYOUT,
+ * PEER_UNREACHABLE, DEADLINE (no answer within 8 s), QUOTA ... Close it after that; it can also be
+ * closed before anything was told, and then nothing is. Until IMPORT_UP transfers and messages
+ * through it are refused with -EAGAIN. After kvxfer_client_reconnect() such imports are IMPORT_LOST
+ * (DAEMON_LOST): find them again.
+ * @param address     where the daemon of the other node listens for peers: "host:port", host alone
+ * for the default port; "[v6]:port". NULL, "" or this daemon's own address: this node.
+ * @param name        as published.
+ * @param options     NULL: no comparison; not kept.
+ * @param out_import  the import, at once.
+ * @return 0; -EINVAL no such name or address can be; -EAGAIN, -ENOMEM, -ECONNRESET as
+ * kvxfer_transfer_submit(). After an error no event follows.
+ */
+int kvxfer_import_find(struct kvxfer_client *client, const char *address, const char *name,
+		       const struct kvxfer_import_options *options,
 		       struct kvxfer_import **out_import);
 
 /** Releases an import. Transfers that use it end first, CANCELLED. As kvxfer_region_unregister() in
@@ -471,6 +551,8 @@ struct kvxfer_transfer {
 	uint32_t deadline_ms; /**< from submission to the end; 0: the daemon's default (30,000) */
 	const char *require;  /**< NULL, or the only transport allowed: "copy", "fabric" */
 	int streaming;        /**< 1: appends follow, ended by kvxfer_transfer_seal() */
+	const char *label;    /**< NULL, or the engine's name for it (its request id), at most
+				 KVXFER_LABEL_MAX bytes; shown by kvxferctl on both nodes; copied */
 };
 
 /**
@@ -522,6 +604,20 @@ int kvxfer_transfer_cancel(struct kvxfer_client *client, uint64_t transfer);
  * -EHOSTDOWN; -ETIMEDOUT it may or may not have arrived.
  */
 int kvxfer_message_send(struct kvxfer_import *import_, const void *data, size_t bytes);
+
+/**
+ * As kvxfer_message_send(), but a data call: returns at once, also inside event callbacks. It
+ * arrives after the KVXFER_EVENT_ARRIVAL of every transfer through the same import that had ended
+ * (terminal event) before, and in order with other messages through the import. There is no
+ * confirmation: a message that cannot be delivered (the receiver is gone, or does not read its
+ * events) ends the import: transfers through it are cancelled, then KVXFER_EVENT_IMPORT_LOST says
+ * why. Messages posted behind it are not delivered then.
+ * @param bytes  1..KVXFER_PAYLOAD_MAX; copied during the call.
+ * @return 0; -EMSGSIZE; -EPIPE the import was lost; -EAGAIN the import is not up yet, or 64 MiB of
+ * requests wait because the daemon does not read them: dispatch, and try again; -ENOMEM;
+ * -ECONNRESET. After an error nothing was posted.
+ */
+int kvxfer_message_post(struct kvxfer_import *import_, const void *data, size_t bytes);
 
 /**
  * Asks the daemon about itself, as kvxferctl does.

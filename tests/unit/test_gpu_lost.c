@@ -1,0 +1,212 @@
+/* A GPU that is lost, or whose copies do not end: nothing is given back before it was reset, and
+ * others go on. */
+#include <errno.h>
+#include <time.h>
+
+#include "gpu_rig.h"
+
+struct bench {
+	struct rig rig;
+	struct rig_mem a, b;
+	struct kvx_mr *local, *remote;
+	struct kvx_rkey *rkey;
+};
+
+static void bench_open(struct bench *x)
+{
+	rig_open_as(&x->rig, 0, 0);
+	rig_gpu_mem(&x->a, 0, 1);
+	rig_gpu_mem(&x->b, 0, 1);
+	x->local = rig_reg(&x->rig, &x->a, 0);
+	x->remote = rig_reg(&x->rig, &x->b, RIG_BOTH);
+	x->rkey = rig_key(&x->rig, x->remote);
+}
+
+static void bench_close(struct bench *x)
+{
+	T->rkey_free(x->rkey);
+	T->mem_dereg(x->local);
+	T->mem_dereg(x->remote);
+	rig_close(&x->rig);
+	rig_mem_free(&x->a);
+	rig_mem_free(&x->b);
+	cr_assert_eq(fake.n_streams + fake.n_events + fake.n_hosts, 0u);
+}
+
+static struct kvx_op op(const struct bench *x, uint64_t cookie)
+{
+	return (struct kvx_op){.local = x->local,
+			       .remote = x->rkey,
+			       .len_bytes = 4096,
+			       .cookie = cookie,
+			       .kind = KVX_OP_WRITE};
+}
+
+/* Events until so many ops are done, and the device is told lost. */
+struct seen {
+	unsigned n_done, n_lost;
+	int status;
+	const char *text;
+};
+
+static void look(struct bench *x, struct seen *seen, unsigned n_done, unsigned n_lost)
+{
+	const struct timespec ms = {.tv_nsec = 1000000};
+
+	for (unsigned i = 0; i < 3000 && (seen->n_done < n_done || seen->n_lost < n_lost); i++) {
+		struct kvx_tevent events[8];
+		int n = T->progress(x->rig.dom, events, 8);
+
+		for (int e = 0; e < n; e++) {
+			if (events[e].kind == KVX_TEV_DEVICE_LOST)
+				seen->n_lost++;
+			if (events[e].kind != KVX_TEV_OP_DONE)
+				continue;
+			seen->n_done += events[e].n_ops;
+			seen->status = events[e].status;
+			seen->text = events[e].text;
+		}
+		nanosleep(&ms, NULL);
+	}
+}
+
+Test(gpu_lost, a_sticky_error_ends_flights_after_the_reset_alone)
+{
+	struct seen seen = {0};
+	struct bench x;
+
+	bench_open(&x);
+	struct kvx_op one = op(&x, 5);
+	fake.hold = true;
+	fake.hang_reset = true;
+	cr_assert_eq(T->post(x.rig.ep, &one, 1), 1);
+	fake_fail(FAKE_EVENT_QUERY, 1, 100, -ENODEV);
+	look(&x, &seen, 0, 1);
+	cr_assert_eq(seen.n_lost, 1);
+	const struct timespec wait = {.tv_nsec = 100000000};
+	nanosleep(&wait, NULL);
+	look(&x, &seen, 0, 0);
+	cr_assert_eq(seen.n_done, 0, "the reset has not returned: its copy may still land");
+	cr_assert_eq(T->post(x.rig.ep, &one, 1), -ENODEV);
+	fake.hang_reset = false;
+	sem_post(&fake.let_go);
+	look(&x, &seen, 1, 1);
+	cr_assert_eq(seen.n_done, 1);
+	cr_assert_eq(seen.status, -ENODEV);
+	cr_assert_not_null(seen.text);
+	cr_assert_eq(fake.n[FAKE_RESET], 1u);
+	struct kvx_mr *mr = NULL;
+	cr_assert_eq(T->mem_reg(x.rig.dom, 0, &x.a.mem, 0, &mr), -ENODEV);
+	bench_close(&x);
+	KVX_TEST_END();
+}
+
+Test(gpu_lost, one_query_that_fails_is_no_loss)
+{
+	struct seen seen = {0};
+	struct bench x;
+
+	bench_open(&x);
+	struct kvx_op one = op(&x, 5);
+	fake_fail(FAKE_EVENT_QUERY, 1, 1, -EIO);
+	cr_assert_eq(T->post(x.rig.ep, &one, 1), 1);
+	look(&x, &seen, 1, 0);
+	cr_assert_eq(seen.n_done, 1);
+	cr_assert_eq(seen.status, 0);
+	cr_assert_eq(seen.n_lost, 0);
+	fake_fail(FAKE_EVENT_RECORD, 1, 1, -EIO);
+	cr_assert_eq(T->post(x.rig.ep, &one, 1), 1);
+	look(&x, &seen, 2, 0);
+	cr_assert_eq(seen.status, 0);
+	bench_close(&x);
+	KVX_TEST_END();
+}
+
+Test(gpu_lost, an_event_that_cannot_be_recorded_is_one)
+{
+	struct seen seen = {0};
+	struct bench x;
+
+	bench_open(&x);
+	struct kvx_op one = op(&x, 5);
+	fake_fail(FAKE_EVENT_RECORD, 1, 100, -EIO);
+	cr_assert_eq(T->post(x.rig.ep, &one, 1), 1);
+	look(&x, &seen, 1, 1);
+	cr_assert_eq(seen.n_done, 1);
+	cr_assert_eq(seen.status, -ENODEV);
+	bench_close(&x);
+	KVX_TEST_END();
+}
+
+/* fence_timeout_ms is 200 in the rig. */
+Test(gpu_lost, copies_that_do_not_end_are_ended_by_a_reset)
+{
+	struct seen seen = {0};
+	struct bench x;
+
+	bench_open(&x);
+	memset(x.a.data[0], 0x55, RIG_BYTES);
+	struct kvx_op one = op(&x, 5);
+	fake.hold = true;
+	cr_assert_eq(T->post(x.rig.ep, &one, 1), 1);
+	cr_assert_eq(T->fence(x.rig.ep), 0);
+	cr_assert_eq(fake.n[FAKE_RESET], 1u);
+	look(&x, &seen, 1, 1);
+	cr_assert_eq(seen.n_done, 1);
+	cr_assert_eq(seen.status, -ENODEV);
+	cr_assert_neq(x.b.data[0][0], 0x55, "what was reset away does not land");
+	bench_close(&x);
+	KVX_TEST_END();
+}
+
+Test(gpu_lost, a_fence_waits_until_all_has_landed)
+{
+	struct seen seen = {0};
+	struct bench x;
+
+	bench_open(&x);
+	memset(x.a.data[0], 0x55, RIG_BYTES);
+	struct kvx_op one = op(&x, 5);
+	cr_assert_eq(T->post(x.rig.ep, &one, 1), 1);
+	cr_assert_eq(T->fence(x.rig.ep), 0);
+	cr_assert_eq(x.b.data[0][4095], 0x55);
+	look(&x, &seen, 1, 0);
+	cr_assert_eq(seen.status, 0);
+	bench_close(&x);
+	KVX_TEST_END();
+}
+
+Test(gpu_lost, a_mapping_that_never_closes_has_the_device_reset)
+{
+	struct seen seen = {0};
+	struct rig_mem m;
+	struct bench x;
+
+	bench_open(&x);
+	rig_gpu_mem(&m, 0, 1);
+	struct kvx_mr *mr = rig_reg(&x.rig, &m, 0);
+	fake_fail(FAKE_IPC_CLOSE, 1, 100, -EIO);
+	T->mem_dereg(mr);
+	look(&x, &seen, 0, 1);
+	cr_assert_eq(seen.n_lost, 1, "memory of an engine that is gone must not stay");
+	bench_close(&x);
+	rig_mem_free(&m);
+	KVX_TEST_END();
+}
+
+Test(gpu_lost, a_reset_that_fails_is_tried_again)
+{
+	struct seen seen = {0};
+	struct bench x;
+
+	bench_open(&x);
+	struct kvx_op one = op(&x, 5);
+	fake_fail(FAKE_RESET, 1, 1, -EIO);
+	fake_fail(FAKE_EVENT_RECORD, 1, 100, -ENODEV);
+	cr_assert_eq(T->post(x.rig.ep, &one, 1), 1);
+	look(&x, &seen, 1, 1);
+	cr_assert_eq(seen.n_done, 1);
+	cr_assert_eq(fake.n[FAKE_RESET], 2u);
+	bench_close(&x);
+	KVX_TEST_END();
+}

@@ -1,0 +1,159 @@
+/* A child process that loads what this one does not want to: its lines come over a pipe, its words
+ * over another one that stands for standard output and standard error. */
+#include "child.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+struct stream {
+	int fd; /* -1: at its end */
+	char *buf;
+	size_t used, room;
+};
+
+static uint64_t now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+}
+
+/* Takes what is there; of too much the beginning is kept. */
+static void stream_read(struct stream *stream)
+{
+	char chunk[4096];
+	ssize_t n = read(stream->fd, chunk, sizeof(chunk));
+	size_t room = stream->room - 1 - stream->used;
+
+	if (n > 0) {
+		size_t take = (size_t)n < room ? (size_t)n : room;
+
+		memcpy(stream->buf + stream->used, chunk, take);
+		stream->used += take;
+		stream->buf[stream->used] = '\0';
+	} else if (n == 0 || errno != EINTR) {
+		close(stream->fd);
+		stream->fd = -1;
+	}
+}
+
+/* False: the time is over. */
+static bool streams_read(struct stream *streams, unsigned limit_ms)
+{
+	uint64_t end_ms = now_ms() + limit_ms;
+
+	while (streams[0].fd >= 0 || streams[1].fd >= 0) {
+		struct pollfd fds[2] = {{.fd = streams[0].fd, .events = POLLIN},
+					{.fd = streams[1].fd, .events = POLLIN}};
+		uint64_t now = now_ms();
+
+		if (now >= end_ms)
+			return false;
+		if (poll(fds, 2, (int)(end_ms - now)) < 0 && errno != EINTR)
+			return false;
+		for (unsigned i = 0; i < 2; i++)
+			if (streams[i].fd >= 0 && fds[i].revents != 0)
+				stream_read(&streams[i]);
+	}
+	return true;
+}
+
+static void child_end(struct kvx_child *child, pid_t pid, bool in_time)
+{
+	int status = 0;
+
+	if (!in_time)
+		(void)kill(pid, SIGKILL);
+	while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+		;
+	if (!in_time) {
+		child->end = KVX_CHILD_HUNG;
+	} else if (WIFSIGNALED(status)) {
+		child->end = KVX_CHILD_CRASHED;
+		child->number = WTERMSIG(status);
+	} else if (WEXITSTATUS(status) != 0) {
+		child->end = KVX_CHILD_FAILED;
+		child->number = WEXITSTATUS(status);
+	}
+}
+
+/* A crash shall look like one and leave no core. */
+static void die_plainly(void)
+{
+	static const int fatal[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT};
+	struct rlimit no_core = {0, 0};
+
+	for (size_t i = 0; i < sizeof(fatal) / sizeof(fatal[0]); i++)
+		(void)signal(fatal[i], SIG_DFL);
+	(void)setrlimit(RLIMIT_CORE, &no_core);
+}
+
+static void keep_last_line(struct kvx_child *child, char *words)
+{
+	size_t len = strlen(words);
+	const char *line;
+
+	while (len > 0 && words[len - 1] == '\n')
+		words[--len] = '\0';
+	line = strrchr(words, '\n');
+	snprintf(child->words, sizeof(child->words), "%s", line != NULL ? line + 1 : words);
+}
+
+static int child_start(int (*body)(int fd, void *arg), void *arg, int fd, int words_fd,
+		       pid_t *out_pid)
+{
+	(void)fflush(NULL); /* or the child would have it too */
+	*out_pid = fork();
+	if (*out_pid == 0) {
+		if (dup2(words_fd, STDERR_FILENO) < 0 || dup2(words_fd, STDOUT_FILENO) < 0)
+			_exit(127);
+		die_plainly();
+		_exit(body(fd, arg));
+	}
+	return *out_pid < 0 ? errno : 0;
+}
+
+void kvx_child_ask(int (*body)(int fd, void *arg), void *arg, unsigned limit_ms, char *buf,
+		   size_t buf_bytes, struct kvx_child *out_child)
+{
+	struct kvx_child child = {.end = KVX_CHILD_ANSWERED};
+	int fds[2] = {-1, -1}, words_fds[2] = {-1, -1};
+	char words[4096] = "";
+	pid_t pid = -1;
+
+	buf[0] = '\0';
+	if (pipe2(fds, O_CLOEXEC) != 0 || pipe2(words_fds, O_CLOEXEC) != 0)
+		child.number = errno;
+	else
+		child.number = child_start(body, arg, fds[1], words_fds[1], &pid);
+	close(fds[1]);
+	close(words_fds[1]);
+	if (child.number != 0) {
+		child.end = KVX_CHILD_FAILED;
+		close(fds[0]);
+		close(words_fds[0]);
+	} else {
+		struct stream streams[2] = {
+		    {.fd = fds[0], .buf = buf, .room = buf_bytes},
+		    {.fd = words_fds[0], .buf = words, .room = sizeof(words)}};
+		bool in_time = streams_read(streams, limit_ms);
+
+		child_end(&child, pid, in_time);
+		for (unsigned i = 0; i < 2; i++)
+			if (streams[i].fd >= 0)
+				close(streams[i].fd);
+	}
+	keep_last_line(&child, words);
+	*out_child = child;
+}
