@@ -20,7 +20,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 OWN = ["pyproject.toml", "meson.build", "README.md", "build_backend.py", "build_sources.py",
        "build_cffi.py", "check.sh"]
 OWN_DIRS = ["kvxfer", "tests", "bench", "examples"]
-C_FILES = ["libclient/*.[ch]", "libclient/include/kvxfer/*.h", "proto/*.[ch]",
+C_FILES = ["gpu/*.[ch]", "libclient/*.[ch]", "libclient/include/kvxfer/*.h", "proto/*.[ch]",
            "proto/kvxfer.proto", "LICENSE"]
 
 

@@ -8,6 +8,6 @@ import pathlib
 here = pathlib.Path(__file__).resolve().parent
 root = here / "csrc" if (here / "csrc").is_dir() else here.parent
 print(root)
-for pattern in ("libclient/*.c", "proto/*.c"):
+for pattern in ("gpu/*.c", "libclient/*.c", "proto/*.c"):
     for path in sorted(root.glob(pattern)):
         print(path)

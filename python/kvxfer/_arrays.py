@@ -43,13 +43,40 @@ def view(tensor: Any) -> View:
     return View(interface["data"][0], item_bytes, typestr[1], shape, strides)
 
 
-_NO_GPU = ("memory of a GPU cannot be a region yet: use CPU memory of kvxfer.Memory (its torch() "
-           "and numpy() make tensors of it)")
+def gpu_view(tensor: Any) -> View:
+    """Of a torch tensor or another array that lies in the memory of a GPU. Raises Invalid for what
+    is none."""
+    if hasattr(tensor, "data_ptr"):
+        if tensor.device.type == "cpu":
+            raise errors.Invalid("the tensor lies in CPU memory, not in that of a GPU")
+        return _torch_numbers(tensor)
+    interface = getattr(tensor, "__cuda_array_interface__", None)
+    if interface is None:
+        raise errors.Invalid(f"{type(tensor).__name__} is no tensor of a GPU")
+    shape = interface["shape"]
+    item_bytes = int(interface["typestr"][2:])
+    strides = interface.get("strides") or _dense_strides(shape, item_bytes)
+    return View(interface["data"][0], item_bytes, interface["typestr"][1], shape, strides)
+
+
+def extent(seen: View) -> Tuple[int, int]:
+    """Where its bytes begin and end, counted from its address."""
+    low = sum(min((n - 1) * s, 0) for n, s in zip(seen.shape, seen.strides))
+    high = sum(max((n - 1) * s, 0) for n, s in zip(seen.shape, seen.strides))
+    return low, high + seen.item_bytes
+
+
+_NO_GPU = ("the tensor lies in the memory of a GPU: for a region use kvxfer.Memory.of_gpu(tensor), "
+           "for lists of numbers CPU memory")
 
 
 def _torch_view(tensor: Any) -> View:
     if tensor.device.type != "cpu":
         raise errors.Unsupported(_NO_GPU)
+    return _torch_numbers(tensor)
+
+
+def _torch_numbers(tensor: Any) -> View:
     item_bytes = tensor.element_size()
     _, signed = _TORCH_INTS.get(str(tensor.dtype), (0, -1))
     kind = "f" if signed < 0 else "i" if signed else "u"

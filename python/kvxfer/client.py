@@ -18,6 +18,7 @@ from . import aio, errors
 from ._native import ffi, lib
 from ._ready import ready
 from .events import Event, EventType, Op
+from .gpu import GpuMemory
 from .layout import Layout
 from .region import Import, Memory, Region, _key
 from .transfer import Blocks, Ops, Transfer
@@ -72,6 +73,7 @@ class Client:
         self._c = out[0]
         self._pid = os.getpid()
         self._lock = threading.RLock()
+        self._address: Optional[str] = None
         self._events = ffi.gc(ffi.new("struct kvxpy_events *"), lib.kvxpy_events_free)
         self._fd = int(lib.kvxfer_client_fd(self._c))
         self._ask = self._fd  # asked first by poll; -1: dispatch itself has an error to tell
@@ -141,6 +143,7 @@ class Client:
         with self._lock:
             self._check(lib.kvxfer_client_reconnect(self._open_c()))
             self._ask = self._fd
+            self._address = None
 
     @property
     def limits(self) -> Limits:
@@ -167,15 +170,21 @@ class Client:
     # ---- memory
 
     def register(self, memory: Memory, *, layout: Optional[Layout] = None, access: str = "",
-                 name: Optional[str] = None) -> Region:
+                 name: Optional[str] = None, publish: Optional[str] = None,
+                 note: bytes = b"") -> Region:
         """Registers memory with the daemon. Set-up call: blocks (without the GIL).
 
         Args:
             layout: its planes, which block lists name. None: explicit ops only.
             access: what importers may do: "", "r", "w", "rw".
             name: for people; at most 64 bytes.
+            publish: the name under which clients of the tenant, here and on other nodes, find it
+                (``find()``): 1..128 printable ASCII characters, none of them blank; needs access.
+                It is free again when the region is closed.
+            note: with publish: at most 4096 bytes for who finds it.
 
-        Raises Quota, Invalid (a plane leaves the memory), BadFd, NoMemory, Deadline, DaemonLost.
+        Raises Quota, Invalid (a plane leaves the memory), Exists (the name is taken on this node),
+        AccessDenied (publish without access), BadFd, NoMemory, Deadline, DaemonLost.
         """
         if access not in _ACCESS:
             raise errors.Invalid(f'access {access!r}: must be "", "r", "w" or "rw"')
@@ -188,19 +197,36 @@ class Client:
             options.name = keep[-1]
         if layout is not None:
             options.layout = layout._fill(keep)
+        if publish is not None:
+            keep.append(ffi.new("char[]", publish.encode()))
+            options.publish = keep[-1]
+        if note:
+            keep.append(ffi.from_buffer(note))
+            options.note, options.note_bytes = keep[-1], len(note)
         out = ffi.new("struct kvxfer_region **")
         with self._lock:
-            self._check(lib.kvxfer_region_register(self._open_c(), memory._fd, memory._fd_offset,
-                                                   memory.nbytes, options, out))
+            self._check(self._register_c(memory, options, out))
             region = Region(self, out[0], memory, layout, name or "")
             self._regions[_key(out[0])] = region
         return region
 
+    def _register_c(self, memory: Memory, options: Any, out: Any) -> int:
+        if not isinstance(memory, GpuMemory):
+            return int(lib.kvxfer_region_register(self._open_c(), memory._fd, memory._fd_offset,
+                                                  memory.nbytes, options, out))
+        if memory._in_use:
+            options.flags = lib.KVXFER_REGION_IN_USE
+        segments = memory._segments()
+        return int(lib.kvxfer_region_register_gpu(self._open_c(), segments, len(segments), options,
+                                                  out))
+
     def alloc(self, nbytes: int, *, layout: Optional[Layout] = None, access: str = "",
-              name: Optional[str] = None, hugepages: bool = False) -> Region:
+              name: Optional[str] = None, hugepages: bool = False, publish: Optional[str] = None,
+              note: bytes = b"") -> Region:
         """``register()`` of a new ``Memory(nbytes)``."""
         memory = Memory(nbytes, hugepages=hugepages, name=name or "kvxfer")
-        return self.register(memory, layout=layout, access=access, name=name)
+        return self.register(memory, layout=layout, access=access, name=name, publish=publish,
+                             note=note)
 
     def open_import(self, descriptor: bytes, *, compare: Optional[Region] = None) -> Import:
         """Makes another client's region usable as the remote side, and connects to its node.
@@ -226,11 +252,48 @@ class Client:
             self._imports[_key(out[0])] = import_
         return import_
 
+    def find(self, address: Optional[str], name: str, *,
+             compare: Optional[Region] = None) -> Import:
+        """As ``open_import()``, by the name that the region's owner has published it under; does
+        not block. One event tells what came of it: IMPORT_UP (``payload``: the note), or
+        IMPORT_LOST: NotFound (nobody has published the name: try again later), AccessDenied,
+        LayoutMismatch, PeerUnreachable, Deadline (no answer within 8 s), Quota. Close the import
+        after that; it can also be closed before. Until IMPORT_UP, submit and post raise TryAgain.
+        After ``reconnect()`` such imports are IMPORT_LOST (DaemonLost): find them again.
+
+        Args:
+            address: where the other node's daemon listens for peers: "host:port", "host" (default
+                port). None, "" or ``Client.address``: this node.
+
+        Raises Invalid, TryAgain (poll, and find again), DaemonLost: no event follows then.
+        """
+        options = ffi.new("struct kvxfer_import_options *")
+        options.struct_bytes = ffi.sizeof("struct kvxfer_import_options")
+        out = ffi.new("struct kvxfer_import **")
+        with self._lock:
+            if compare is not None:
+                options.compare = compare._open_c()
+            self._check(lib.kvxfer_import_find(
+                self._open_c(), ffi.new("char[]", (address or "").encode()),
+                ffi.new("char[]", name.encode()), options, out))
+            import_ = Import(self, out[0], up=False)
+            self._imports[_key(out[0])] = import_
+        return import_
+
+    @property
+    def address(self) -> str:
+        """Where this node's daemon listens for other nodes, "host:port" as they are to name it in
+        ``find()``; "" when it does not. Asked once: the first use blocks as ``query()``."""
+        if self._address is None:
+            self._address = str(self.query("status")["peer_address"])
+        return self._address
+
     # ---- transfers
 
     def submit(self, op: Op, region: Region, remote: Import, what: Union[Blocks, Ops, None] = None,
                *, tag: int = 0, payload: bytes = b"", deadline: Optional[float] = None,
-               require: Optional[str] = None, streaming: bool = False) -> Transfer:
+               require: Optional[str] = None, streaming: bool = False,
+               label: Optional[str] = None) -> Transfer:
         """Submits a transfer. Does not block.
 
         Args:
@@ -241,6 +304,8 @@ class Client:
             deadline: seconds from here to its end, in steps of 1 ms. None: the daemon's (30 s).
             require: the only transport allowed ("copy", "fabric", "verbs"). None: any.
             streaming: appends follow, ended by ``Transfer.seal()``.
+            label: the engine's name for it (its request id), at most 64 bytes; shown by
+                ``kvxferctl transfers`` on both nodes.
 
         Raises Invalid, TooBig, TryAgain (poll, and submit again), DaemonLost: nothing was
         submitted then. What only the daemon can refuse (range, layout, quota) is told by the
@@ -267,6 +332,9 @@ class Client:
         if require is not None:
             keep.append(ffi.new("char[]", require.encode()))
             t.require = keep[-1]
+        if label is not None:
+            keep.append(ffi.new("char[]", label.encode()))
+            t.label = keep[-1]
         t.streaming = streaming
         id_ = ffi.new("uint64_t *")
         with self._lock:
@@ -385,6 +453,8 @@ class Client:
             event.region = self._regions.get(e.region)
         if e.import_:
             event.remote = self._imports.get(e.import_)
+            if event.remote is not None:
+                event.remote._up = event.type is EventType.IMPORT_UP
         if e.payload:
             event.payload = bytes(ffi.buffer(e.payload, e.payload_bytes))
         return event

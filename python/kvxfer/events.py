@@ -20,6 +20,7 @@ class EventType(enum.IntEnum):
     REGION_LOST = 5  #: ``region`` cannot be used any more: close it
     DRAINING = 6  #: the daemon takes no new transfers
     DAEMON_LOST = 7  #: the daemon is gone, all transfers have ended: ``Client.reconnect()``
+    IMPORT_UP = 8  #: ``remote``, of ``Client.find()``, can be used; ``payload``: the note
 
 
 class Op(enum.IntEnum):
@@ -42,8 +43,8 @@ class Event:
         transport: TERMINAL, ARRIVAL: "copy", "fabric", "verbs"; "" when nothing was posted.
         region: ARRIVAL, MESSAGE, REGION_LOST: this client's :class:`kvxfer.Region`; None when it
             was closed.
-        remote: IMPORT_LOST: the :class:`kvxfer.Import`.
-        payload: ARRIVAL, MESSAGE: bytes, at most 4096.
+        remote: IMPORT_LOST, IMPORT_UP: the :class:`kvxfer.Import`.
+        payload: ARRIVAL, MESSAGE, IMPORT_UP: bytes, at most 4096.
         submit_ns, first_ns, last_ns, end_ns: TERMINAL: CLOCK_MONOTONIC when the daemon read the
             request, gave the first op to a transport, saw the last one complete (0: none of
             them), and when the transfer ended.

@@ -11,7 +11,8 @@ tensors), which must lie in a :class:`kvxfer.Memory`::
 Every helper takes one tensor per layer, in an order that both sides share, and needs only that the
 bytes of one block lie together: the other dimensions may be in any order (NHD, HND, permuted
 views), and blocks may have gaps between them. All raise Invalid when a tensor does not lie in the
-memory or its blocks do not lie together, and Unsupported for tensors of a GPU.
+memory or its blocks do not lie together, and Unsupported for tensors of a GPU where the memory is
+not one of :meth:`kvxfer.Memory.of_gpu`.
 """
 
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
@@ -80,7 +81,7 @@ class Layout:
 def plane(memory: "Memory", tensor: Any, *, name: str = "", block_dim: int = 0) -> Plane:
     """One plane: ``tensor``'s blocks are its items along ``block_dim``, each of which must be
     without gaps (its dimensions in any order)."""
-    return _plane(memory, _arrays.view(tensor), name, block_dim)
+    return _plane(memory, memory._view(tensor), name, block_dim)
 
 
 def mla(memory: "Memory", tensors: Sequence[Any], *, name: str = "layer{}.kv") -> Layout:
@@ -121,9 +122,9 @@ def _kv(memory: "Memory", tensors: Sequence[Any], kv_dim: int) -> Layout:
     planes = []
     for layer, tensor in enumerate(tensors):
         if isinstance(tensor, (tuple, list)):
-            pair = [_arrays.view(t) for t in tensor]
+            pair = [memory._view(t) for t in tensor]
         else:
-            seen = _arrays.view(tensor)
+            seen = memory._view(tensor)
             if len(seen.shape) < 3 or seen.shape[kv_dim] != 2:
                 raise errors.Invalid(f"layer {layer}: shape {seen.shape} has no dimension "
                                      f"{kv_dim} of 2 (K and V)")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from .client import Client
+    from .gpu import GpuMemory
 
 __all__ = ["Memory", "Region", "Import"]
 
@@ -78,6 +79,25 @@ class Memory:
         _populate(self._map)
         return self
 
+    @staticmethod
+    def of_gpu(*pieces: Any, in_use: bool = False) -> "GpuMemory":
+        """GPU memory as it is: tensors (torch, or with ``__cuda_array_interface__``), or
+        ``(address, nbytes)``, all of one device; in the region they follow each other without gaps.
+        The layer tensors of a KV cache are ``Memory.of_gpu(*kv_caches)``. The memory must have been
+        allocated with cudaMalloc or hipMalloc, as PyTorch does without expandable segments.
+
+        ``in_use``: kernels may be using the memory now. Else registering it writes some bytes of
+        it for a moment, to prove that the daemon sees the right memory, and puts them back.
+
+        Tensors are held, addresses are the caller's to keep; free the memory only after the region
+        is closed. Raises Invalid."""
+        from . import gpu
+
+        return gpu.of_pieces(pieces, in_use)
+
+    def _view(self, tensor: Any) -> _arrays.View:
+        return _arrays.view(tensor)
+
     def _set(self, fd: int, offset: int, nbytes: int) -> None:
         self._fd = fd
         self._fd_offset = offset
@@ -132,13 +152,12 @@ class Memory:
     def offset_of(self, tensor: Any) -> int:
         """Bytes from the memory's start to a numpy array or torch tensor that lies in it wholly.
         Raises Invalid where it does not; Unsupported for a tensor of a GPU."""
-        return self._place(_arrays.view(tensor))
+        return self._place(self._view(tensor))
 
     def _place(self, seen: _arrays.View) -> int:
-        low = sum(min((n - 1) * s, 0) for n, s in zip(seen.shape, seen.strides))
-        high = sum(max((n - 1) * s, 0) for n, s in zip(seen.shape, seen.strides))
+        low, high = _arrays.extent(seen)
         offset = seen.address - self.address
-        if offset + low < 0 or offset + high + seen.item_bytes > self.nbytes or 0 in seen.shape:
+        if offset + low < 0 or offset + high > self.nbytes or 0 in seen.shape:
             raise errors.Invalid(
                 f"the tensor (shape {seen.shape}) does not lie in this memory: make it with "
                 "numpy() or torch() of the kvxfer.Memory or Region")
@@ -270,11 +289,19 @@ class Region:
 
 
 class Import:
-    """Another client's region, here or on another node (``Client.open_import``)."""
+    """Another client's region, here or on another node (``Client.open_import``,
+    ``Client.find``)."""
 
-    def __init__(self, client: "Client", c: Any) -> None:
+    def __init__(self, client: "Client", c: Any, up: bool = True) -> None:
         self.client = client
         self._c = c
+        self._up = up
+
+    @property
+    def up(self) -> bool:
+        """Whether it can be used: opened, or its IMPORT_UP was read; and no IMPORT_LOST, and not
+        closed."""
+        return self._up and not self.closed
 
     @property
     def closed(self) -> bool:
@@ -314,6 +341,17 @@ class Import:
         client = self.client
         with client._lock:
             client._check(lib.kvxfer_message_send(self._open_c(), ffi.from_buffer(data),
+                                                  len(data)))
+
+    def post(self, data: bytes) -> None:
+        """As ``send()``, but does not block: a message that cannot be delivered ends the import
+        (its transfers are cancelled, then IMPORT_LOST). It arrives after the ARRIVAL of every
+        transfer through this import whose end was read before, and in order with other messages.
+        Raises TooBig, Invalid (empty), ClientLost (the import was lost), TryAgain (not up yet, or
+        the daemon does not read: poll, and post again), DaemonLost: nothing was posted then."""
+        client = self.client
+        with client._lock:
+            client._check(lib.kvxfer_message_post(self._open_c(), ffi.from_buffer(data),
                                                   len(data)))
 
     def close(self) -> None:
