@@ -4,6 +4,7 @@
 #   tools/check.sh            everything: plain, ASan+UBSan, TSan and clang builds, fuzzers, the demo, RDMA in guests
 #   tools/check.sh --quick    the plain build and its suites only, without the guests
 #   KVX_RDMA=long             every RDMA scenario in full length (20 minutes more)
+#   KVX_ENGINES=1             serving engines as well, on the CPU: installs each (gigabytes) and runs its tests (an hour)
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 # shellcheck source=tools/deps.sh
@@ -61,17 +62,59 @@ self_test() {
     [ $? = 1 ]
 }
 
+# The Python package as a user gets it: wheel from the sdist, fresh environment, type check, tests.
+python_package() {
+    KVXFERD="$out/plain/daemon/kvxferd" KVXFERCTL="$out/plain/tools/kvxferctl/kvxferctl" \
+        python/check.sh --junitxml "$out/results/python.junit.xml"
+}
+
+# engine NAME: the connector of one engine, in the engine itself and call by call against its classes.
+engine() {
+    local venv="$out/venv-engine-$1" calls status=0
+    "tests/engines/$1/install.sh" "$venv" || return 1
+    calls=$(find python/tests/engines -name "test_${1//-/_}*.py" 2>/dev/null)
+    export KVXFERD="$out/plain/daemon/kvxferd" KVXFERCTL="$out/plain/tools/kvxferctl/kvxferctl" KVX_MODELS="$out/models"
+    "$venv/bin/python" -B -m pytest -p no:cacheprovider -q --junitxml "$out/results/engine-$1.junit.xml" \
+        "tests/engines/$1" || status=1
+    # shellcheck disable=SC2086
+    [ -z "$calls" ] || "$venv/bin/python" -B -m pytest -p no:cacheprovider -q \
+        --junitxml "$out/results/engine-$1-calls.junit.xml" $calls || status=1
+    return $status
+}
+
+# engines: every engine that has tests here, or the reason why not, counted.
+engines() {
+    local dir name
+    for dir in tests/engines/*/; do
+        name=$(basename "$dir")
+        [ -x "$dir/install.sh" ] || continue
+        if [ "${KVX_ENGINES:-0}" = 1 ]; then
+            step "engine-$name" engine "$name"
+        else
+            record "engine-$name" skip "KVX_ENGINES=1 installs $name (gigabytes) and runs it"
+        fi
+    done
+}
+
 say "packages"
 kvx_install_packages "${KVX_BUILD_PACKAGES[@]}" "${KVX_TEST_PACKAGES[@]}" || exit 1
 
 say "plain build, all suites"
 if step build-plain build plain gcc -Dbuildtype=debugoptimized; then
-    suites plain "unit integration style"
+    suites plain "unit integration style gpu"
     step demo "$out/plain/tools/kvxfer-bench/kvxfer-bench" demo --quick
     step demo-self-test self_test
 fi
 
 if [ "$quick" = 0 ]; then
+    say "Python package"
+    if kvx_install_packages "${KVX_PYTHON_PACKAGES[@]}"; then
+        step python python_package
+    else
+        record python-packages fail
+    fi
+    say "engines (KVX_ENGINES=${KVX_ENGINES:-0})"
+    engines
     say "RDMA on Soft-RoCE in guests (KVX_RDMA=${KVX_RDMA:-short})"
     if kvx_install_packages "${KVX_RDMA_PACKAGES[@]}"; then
         suites rdma "rdma" plain
@@ -80,7 +123,7 @@ if [ "$quick" = 0 ]; then
     fi
     say "AddressSanitizer and UndefinedBehaviorSanitizer"
     if step build-asan build asan gcc -Db_sanitize=address,undefined; then
-        suites asan "unit integration"
+        suites asan "unit integration gpu"
     fi
     say "ThreadSanitizer"
     if step build-tsan build tsan gcc -Db_sanitize=thread; then

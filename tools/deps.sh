@@ -11,6 +11,12 @@ KVX_TEST_PACKAGES=(
     g++ libcriterion-dev clang libclang-rt-14-dev universal-ctags python3 iproute2
 )
 
+# The Python package; what comes from the package index python/check.sh installs into its own environment.
+# shellcheck disable=SC2034
+KVX_PYTHON_PACKAGES=(
+    gcc libc6-dev pkg-config libprotobuf-c-dev protobuf-c-compiler uthash-dev python3-dev python3-venv
+)
+
 # Soft-RoCE in guests: nothing of it runs outside of QEMU but QEMU itself.
 # shellcheck disable=SC2034
 KVX_RDMA_PACKAGES=(
