@@ -135,7 +135,7 @@ static KVX_ON_LOOP struct kvx_node *make_node(void)
 	    .peer_ops = {&fuzz_best_ops, &kvx_fake_ops},
 	    .quantum_bytes = 1u << 20,
 	    .n_batches = 16,
-	    .region_limits = {64, 64, 1ull << 40, 1ull << 40},
+	    .region_limits = {64, 64, 1ull << 40, 1ull << 40, 0},
 	    .xfers = {.max_xfers = 100,
 		      .default_deadline_ns = KVX_SEC,
 		      .fence_bound_ns = 100 * KVX_MS,
