@@ -15,24 +15,11 @@ enum {
 	ATTR_UNITS = 16,
 	ATTR_HOST_POINTER = 91, /* ..._CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM */
 	ATTR_DMABUF = 124,
-	POINTER_MEMORY_TYPE = 2,
-	POINTER_DEVICE = 9,
 	POINTER_IPC_CAPABLE = 10,
 	MEMORY_DEVICE = 2,
 	MEMORY_UNIFIED = 4,
-	IPC_LAZY_PEER_ACCESS = 1,
-	STREAM_NON_BLOCKING = 1,
-	EVENT_DISABLE_TIMING = 2,
-	HOST_PORTABLE = 1,
-	HOST_MAPPED = 2,
-	RANGE_DMABUF_FD = 1,
-	ORDER_STREAM = 1,
-	PEER_ENABLED_ALREADY = 704,
 };
 
-struct ipc_handle {
-	char bytes[KVX_GPU_IPC_BYTES];
-};
 struct copy_2d { /* CUDA_MEMCPY2D */
 	size_t src_x, src_y;
 	unsigned src_type;
@@ -49,14 +36,9 @@ struct copy_2d { /* CUDA_MEMCPY2D */
 	size_t width, height;
 };
 _Static_assert(sizeof(struct copy_2d) == 128, "as cuda.h has it");
-struct copy_attributes { /* CUmemcpyAttributes */
-	int source_order;
-	int source_location[2], destination_location[2];
-	unsigned flags;
-};
-_Static_assert(sizeof(struct copy_attributes) == 24, "as cuda.h has it");
 
 struct cuda_calls {
+	struct gpu_queue_calls queue; /* first: see struct gpu_adapter */
 	int (*init)(unsigned flags);
 	int (*driver_version)(int *version);
 	int (*device_count)(int *n);
@@ -79,28 +61,20 @@ struct cuda_calls {
 	int (*host_unregister)(void *addr);
 	int (*range)(uint64_t *base, size_t *bytes, uint64_t addr);
 	int (*pointer_attr)(void *value, int attr, uint64_t addr);
-	int (*ipc_get)(struct ipc_handle *ipc, uint64_t addr);
-	int (*ipc_open)(uint64_t *addr, struct ipc_handle ipc, unsigned flags);
+	int (*ipc_get)(struct gpu_ipc_handle *ipc, uint64_t addr);
+	int (*ipc_open)(uint64_t *addr, struct gpu_ipc_handle ipc, unsigned flags);
 	int (*ipc_close)(uint64_t addr);
-	int (*ipc_open_event)(void **event, struct ipc_handle ipc);
 	int (*copy)(uint64_t dst, uint64_t src, size_t bytes, void *stream);
 	int (*copy_2d)(const struct copy_2d *copy, void *stream);
-	int (*stream_create)(void **stream, unsigned flags);
-	int (*stream_destroy)(void *stream);
-	int (*stream_sync)(void *stream);
-	int (*event_create)(void **event, unsigned flags);
-	int (*event_destroy)(void *event);
-	int (*event_record)(void *event, void *stream);
-	int (*event_query)(void *event);
 	int (*peer_can)(int *can, int dev, int peer);
 	int (*peer_enable)(void *peer_ctx, unsigned flags);
 	int (*error_name)(int code, const char **name);
 	/* NULL where the driver has none */
 	int (*copy_batch_13)(uint64_t *dsts, uint64_t *srcs, size_t *lens, size_t n,
-			     struct copy_attributes *attrs, size_t *attr_starts, size_t n_attrs,
+			     struct gpu_copy_attributes *attrs, size_t *attr_starts, size_t n_attrs,
 			     void *stream);
 	int (*copy_batch_12)(uint64_t *dsts, uint64_t *srcs, size_t *lens, size_t n,
-			     struct copy_attributes *attrs, size_t *attr_starts, size_t n_attrs,
+			     struct gpu_copy_attributes *attrs, size_t *attr_starts, size_t n_attrs,
 			     size_t *failed, void *stream);
 	int (*range_handle)(void *out_handle, uint64_t addr, size_t bytes, int type,
 			    unsigned long long flags);
@@ -152,16 +126,16 @@ static const struct gpu_symbol cuda_symbols[] = {
     NEED(ipc_get, "cuIpcGetMemHandle"),
     NEED(ipc_open, "cuIpcOpenMemHandle_v2"),
     NEED(ipc_close, "cuIpcCloseMemHandle"),
-    NEED(ipc_open_event, "cuIpcOpenEventHandle"),
+    NEED(queue.ipc_open_event, "cuIpcOpenEventHandle"),
     NEED(copy, "cuMemcpyAsync"),
     NEED(copy_2d, "cuMemcpy2DAsync_v2"),
-    NEED(stream_create, "cuStreamCreate"),
-    NEED(stream_destroy, "cuStreamDestroy_v2"),
-    NEED(stream_sync, "cuStreamSynchronize"),
-    NEED(event_create, "cuEventCreate"),
-    NEED(event_destroy, "cuEventDestroy_v2"),
-    NEED(event_record, "cuEventRecord"),
-    NEED(event_query, "cuEventQuery"),
+    NEED(queue.stream_create, "cuStreamCreate"),
+    NEED(queue.stream_destroy, "cuStreamDestroy_v2"),
+    NEED(queue.stream_sync, "cuStreamSynchronize"),
+    NEED(queue.event_create, "cuEventCreate"),
+    NEED(queue.event_destroy, "cuEventDestroy_v2"),
+    NEED(queue.event_record, "cuEventRecord"),
+    NEED(queue.event_query, "cuEventQuery"),
     NEED(peer_can, "cuDeviceCanAccessPeer"),
     NEED(peer_enable, "cuCtxEnablePeerAccess"),
     NEED(error_name, "cuGetErrorName"),
@@ -181,6 +155,9 @@ struct cuda {
 	_Atomic(void *) ctx[KVX_GPU_MAX]; /* primary contexts; NULL: not open */
 	_Atomic unsigned n_open[KVX_GPU_MAX];
 };
+
+_Static_assert(offsetof(struct cuda, calls.queue) == offsetof(struct gpu_adapter, queue),
+	       "it begins as every adapter");
 
 static struct cuda *cuda_of(struct kvx_gpu *gpu)
 {
@@ -320,7 +297,8 @@ static int cuda_mem_free(struct kvx_gpu *gpu, uint64_t addr)
 
 static int cuda_host_alloc(struct kvx_gpu *gpu, uint64_t bytes, void **out_addr)
 {
-	return gpu_err(calls_of(gpu)->host_alloc(out_addr, bytes, HOST_PORTABLE | HOST_MAPPED));
+	return gpu_err(
+	    calls_of(gpu)->host_alloc(out_addr, bytes, GPU_HOST_PORTABLE | GPU_HOST_MAPPED));
 }
 
 static int cuda_host_free(struct kvx_gpu *gpu, void *addr)
@@ -330,7 +308,8 @@ static int cuda_host_free(struct kvx_gpu *gpu, void *addr)
 
 static int cuda_host_pin(struct kvx_gpu *gpu, void *addr, uint64_t bytes)
 {
-	return gpu_err(calls_of(gpu)->host_register(addr, bytes, HOST_PORTABLE | HOST_MAPPED));
+	return gpu_err(
+	    calls_of(gpu)->host_register(addr, bytes, GPU_HOST_PORTABLE | GPU_HOST_MAPPED));
 }
 
 static int cuda_host_unpin(struct kvx_gpu *gpu, void *addr)
@@ -359,9 +338,9 @@ static int cuda_owner(struct kvx_gpu *gpu, uint64_t addr, int *out_device)
 	unsigned type = 0;
 	int device = -1;
 
-	int code = calls->pointer_attr(&type, POINTER_MEMORY_TYPE, addr);
+	int code = calls->pointer_attr(&type, GPU_POINTER_MEMORY_TYPE, addr);
 	if (code == 0 && type == MEMORY_DEVICE)
-		code = calls->pointer_attr(&device, POINTER_DEVICE, addr);
+		code = calls->pointer_attr(&device, GPU_POINTER_DEVICE, addr);
 	if (code != 0)
 		return gpu_err(code);
 	*out_device = device;
@@ -393,7 +372,7 @@ static int cuda_range(struct kvx_gpu *gpu, uint64_t addr, struct kvx_gpu_range *
 
 static int cuda_ipc_export(struct kvx_gpu *gpu, uint64_t base, uint8_t out_ipc[KVX_GPU_IPC_BYTES])
 {
-	struct ipc_handle ipc;
+	struct gpu_ipc_handle ipc;
 	int code = calls_of(gpu)->ipc_get(&ipc, base);
 
 	if (code != 0)
@@ -405,10 +384,10 @@ static int cuda_ipc_export(struct kvx_gpu *gpu, uint64_t base, uint8_t out_ipc[K
 static int cuda_ipc_open(struct kvx_gpu *gpu, const uint8_t bytes[KVX_GPU_IPC_BYTES],
 			 uint64_t *out_addr)
 {
-	struct ipc_handle ipc;
+	struct gpu_ipc_handle ipc;
 
 	memcpy(ipc.bytes, bytes, sizeof(ipc.bytes));
-	return gpu_err(calls_of(gpu)->ipc_open(out_addr, ipc, IPC_LAZY_PEER_ACCESS));
+	return gpu_err(calls_of(gpu)->ipc_open(out_addr, ipc, GPU_IPC_LAZY_PEER_ACCESS));
 }
 
 static int cuda_ipc_close(struct kvx_gpu *gpu, uint64_t addr)
@@ -423,7 +402,7 @@ static int cuda_dmabuf_export(struct kvx_gpu *gpu, uint64_t addr, uint64_t bytes
 
 	if (calls_of(gpu)->range_handle == NULL)
 		return -EOPNOTSUPP;
-	int code = calls_of(gpu)->range_handle(&fd, addr, bytes, RANGE_DMABUF_FD, 0);
+	int code = calls_of(gpu)->range_handle(&fd, addr, bytes, GPU_RANGE_DMABUF_FD, 0);
 	if (code != 0)
 		return gpu_err(code);
 	*out_fd = fd;
@@ -431,51 +410,7 @@ static int cuda_dmabuf_export(struct kvx_gpu *gpu, uint64_t addr, uint64_t bytes
 	return 0;
 }
 
-/* ---- streams, events, copies */
-
-static int cuda_stream_create(struct kvx_gpu *gpu, void **out_stream)
-{
-	return gpu_err(calls_of(gpu)->stream_create(out_stream, STREAM_NON_BLOCKING));
-}
-
-static int cuda_stream_destroy(struct kvx_gpu *gpu, void *stream)
-{
-	return gpu_err(calls_of(gpu)->stream_destroy(stream));
-}
-
-static int cuda_stream_sync(struct kvx_gpu *gpu, void *stream)
-{
-	return gpu_err(calls_of(gpu)->stream_sync(stream));
-}
-
-static int cuda_event_create(struct kvx_gpu *gpu, void **out_event)
-{
-	return gpu_err(calls_of(gpu)->event_create(out_event, EVENT_DISABLE_TIMING));
-}
-
-static int cuda_event_destroy(struct kvx_gpu *gpu, void *event)
-{
-	return gpu_err(calls_of(gpu)->event_destroy(event));
-}
-
-static int cuda_event_record(struct kvx_gpu *gpu, void *event, void *stream)
-{
-	return gpu_err(calls_of(gpu)->event_record(event, stream));
-}
-
-static int cuda_event_query(struct kvx_gpu *gpu, void *event)
-{
-	return gpu_err(calls_of(gpu)->event_query(event));
-}
-
-static int cuda_event_open(struct kvx_gpu *gpu, const uint8_t bytes[KVX_GPU_IPC_BYTES],
-			   void **out_event)
-{
-	struct ipc_handle ipc;
-
-	memcpy(ipc.bytes, bytes, sizeof(ipc.bytes));
-	return gpu_err(calls_of(gpu)->ipc_open_event(out_event, ipc));
-}
+/* ---- copies */
 
 static int cuda_copy(struct kvx_gpu *gpu, uint64_t dst, uint64_t src, uint64_t bytes, void *stream)
 {
@@ -502,7 +437,7 @@ static int cuda_copy_batch(struct kvx_gpu *gpu, uint64_t *dsts, uint64_t *srcs, 
 			   size_t n, void *stream)
 {
 	const struct cuda_calls *calls = calls_of(gpu);
-	struct copy_attributes attrs = {.source_order = ORDER_STREAM};
+	struct gpu_copy_attributes attrs = {.source_order = GPU_ORDER_STREAM};
 	size_t start = 0, failed = 0;
 
 	if (calls->copy_batch_13 != NULL)
@@ -564,7 +499,7 @@ static int cuda_peer_enable(struct kvx_gpu *gpu, int peer)
 	if (ctx == NULL)
 		return -EINVAL;
 	int code = calls_of(gpu)->peer_enable(ctx, 0);
-	return code == PEER_ENABLED_ALREADY ? 0 : gpu_err(code);
+	return code == GPU_PEER_ENABLED_ALREADY ? 0 : gpu_err(code);
 }
 
 /* The driver ranks the ways between two devices: 0 is the best one there is, which is NVLink only
@@ -600,14 +535,14 @@ static const struct kvx_gpu_ops cuda_ops = {
     .ipc_open = cuda_ipc_open,
     .ipc_close = cuda_ipc_close,
     .dmabuf_export = cuda_dmabuf_export,
-    .stream_create = cuda_stream_create,
-    .stream_destroy = cuda_stream_destroy,
-    .stream_sync = cuda_stream_sync,
-    .event_create = cuda_event_create,
-    .event_destroy = cuda_event_destroy,
-    .event_record = cuda_event_record,
-    .event_query = cuda_event_query,
-    .event_open = cuda_event_open,
+    .stream_create = gpu_stream_create,
+    .stream_destroy = gpu_stream_destroy,
+    .stream_sync = gpu_stream_sync,
+    .event_create = gpu_event_create,
+    .event_destroy = gpu_event_destroy,
+    .event_record = gpu_event_record,
+    .event_query = gpu_event_query,
+    .event_open = gpu_event_open,
     .copy = cuda_copy,
     .copy_rect = cuda_copy_rect,
     .copy_batch = cuda_copy_batch,

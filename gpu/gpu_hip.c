@@ -13,35 +13,16 @@
 /* hip_runtime_api.h */
 enum {
 	ATTR_UNITS = 63,
-	POINTER_MEMORY_TYPE = 2,
-	POINTER_DEVICE = 9,
 	MEMORY_DEVICE_5 = 1, /* before 6.0 */
 	MEMORY_DEVICE = 2,
 	VERSION_6 = 60000000,
 	COPY_DEFAULT = 4,
-	IPC_LAZY_PEER_ACCESS = 1,
-	STREAM_NON_BLOCKING = 1,
-	EVENT_DISABLE_TIMING = 2,
-	HOST_PORTABLE = 1,
-	HOST_MAPPED = 2,
-	RANGE_DMABUF_FD = 1,
-	ORDER_STREAM = 1,
-	PEER_ENABLED_ALREADY = 704,
 	LINK_PCIE = 2, /* HSA_AMD_LINK_INFO_TYPE_* */
 	LINK_XGMI = 4,
 };
 
-struct ipc_handle {
-	char bytes[KVX_GPU_IPC_BYTES];
-};
-struct copy_attributes { /* hipMemcpyAttributes */
-	int source_order;
-	int source_location[2], destination_location[2];
-	unsigned flags;
-};
-_Static_assert(sizeof(struct copy_attributes) == 24, "as hip_runtime_api.h has it");
-
 struct hip_calls {
+	struct gpu_queue_calls queue; /* first: see struct gpu_adapter */
 	int (*init)(unsigned flags);
 	int (*version)(int *version);
 	int (*device_count)(int *n);
@@ -60,20 +41,12 @@ struct hip_calls {
 	int (*host_unregister)(void *addr);
 	int (*range)(void **base, size_t *bytes, void *addr);
 	int (*pointer_attr)(void *value, int attr, void *addr);
-	int (*ipc_get)(struct ipc_handle *ipc, void *addr);
-	int (*ipc_open)(void **addr, struct ipc_handle ipc, unsigned flags);
+	int (*ipc_get)(struct gpu_ipc_handle *ipc, void *addr);
+	int (*ipc_open)(void **addr, struct gpu_ipc_handle ipc, unsigned flags);
 	int (*ipc_close)(void *addr);
-	int (*ipc_open_event)(void **event, struct ipc_handle ipc);
 	int (*copy)(void *dst, const void *src, size_t bytes, int kind, void *stream);
 	int (*copy_2d)(void *dst, size_t dst_pitch, const void *src, size_t src_pitch, size_t width,
 		       size_t height, int kind, void *stream);
-	int (*stream_create)(void **stream, unsigned flags);
-	int (*stream_destroy)(void *stream);
-	int (*stream_sync)(void *stream);
-	int (*event_create)(void **event, unsigned flags);
-	int (*event_destroy)(void *event);
-	int (*event_record)(void *event, void *stream);
-	int (*event_query)(void *event);
 	int (*peer_can)(int *can, int dev, int peer);
 	int (*peer_enable)(int peer, unsigned flags);
 	const char *(*error_name)(int code);
@@ -81,7 +54,7 @@ struct hip_calls {
 	int (*device_uuid)(char uuid[KVX_GPU_UUID_BYTES], int dev);
 	int (*link)(int dev, int peer, uint32_t *type, uint32_t *hops);
 	int (*copy_batch)(void **dsts, void **srcs, size_t *lens, size_t n,
-			  struct copy_attributes *attrs, size_t *attr_starts, size_t n_attrs,
+			  struct gpu_copy_attributes *attrs, size_t *attr_starts, size_t n_attrs,
 			  size_t *failed, void *stream);
 	int (*range_handle)(void *out_handle, void *addr, size_t bytes, int type,
 			    unsigned long long flags);
@@ -138,16 +111,16 @@ static const struct gpu_symbol hip_symbols[] = {
     NEED(ipc_get, "hipIpcGetMemHandle"),
     NEED(ipc_open, "hipIpcOpenMemHandle"),
     NEED(ipc_close, "hipIpcCloseMemHandle"),
-    NEED(ipc_open_event, "hipIpcOpenEventHandle"),
+    NEED(queue.ipc_open_event, "hipIpcOpenEventHandle"),
     NEED(copy, "hipMemcpyAsync"),
     NEED(copy_2d, "hipMemcpy2DAsync"),
-    NEED(stream_create, "hipStreamCreateWithFlags"),
-    NEED(stream_destroy, "hipStreamDestroy"),
-    NEED(stream_sync, "hipStreamSynchronize"),
-    NEED(event_create, "hipEventCreateWithFlags"),
-    NEED(event_destroy, "hipEventDestroy"),
-    NEED(event_record, "hipEventRecord"),
-    NEED(event_query, "hipEventQuery"),
+    NEED(queue.stream_create, "hipStreamCreateWithFlags"),
+    NEED(queue.stream_destroy, "hipStreamDestroy"),
+    NEED(queue.stream_sync, "hipStreamSynchronize"),
+    NEED(queue.event_create, "hipEventCreateWithFlags"),
+    NEED(queue.event_destroy, "hipEventDestroy"),
+    NEED(queue.event_record, "hipEventRecord"),
+    NEED(queue.event_query, "hipEventQuery"),
     NEED(peer_can, "hipDeviceCanAccessPeer"),
     NEED(peer_enable, "hipDeviceEnablePeerAccess"),
     NEED(error_name, "hipGetErrorName"),
@@ -183,6 +156,9 @@ struct hip {
 	bool have_rtc, have_hsa;
 	unsigned memory_device; /* this version's number for memory of a device */
 };
+
+_Static_assert(offsetof(struct hip, calls.queue) == offsetof(struct gpu_adapter, queue),
+	       "it begins as every adapter");
 
 static struct hip *hip_of(struct kvx_gpu *gpu)
 {
@@ -299,7 +275,8 @@ static int hip_mem_free(struct kvx_gpu *gpu, uint64_t addr)
 
 static int hip_host_alloc(struct kvx_gpu *gpu, uint64_t bytes, void **out_addr)
 {
-	return gpu_err(calls_of(gpu)->host_alloc(out_addr, bytes, HOST_PORTABLE | HOST_MAPPED));
+	return gpu_err(
+	    calls_of(gpu)->host_alloc(out_addr, bytes, GPU_HOST_PORTABLE | GPU_HOST_MAPPED));
 }
 
 static int hip_host_free(struct kvx_gpu *gpu, void *addr)
@@ -309,7 +286,8 @@ static int hip_host_free(struct kvx_gpu *gpu, void *addr)
 
 static int hip_host_pin(struct kvx_gpu *gpu, void *addr, uint64_t bytes)
 {
-	return gpu_err(calls_of(gpu)->host_register(addr, bytes, HOST_PORTABLE | HOST_MAPPED));
+	return gpu_err(
+	    calls_of(gpu)->host_register(addr, bytes, GPU_HOST_PORTABLE | GPU_HOST_MAPPED));
 }
 
 static int hip_host_unpin(struct kvx_gpu *gpu, void *addr)
@@ -336,9 +314,9 @@ static int hip_owner(struct kvx_gpu *gpu, uint64_t addr, int *out_device)
 	unsigned type = 0;
 	int device = -1;
 
-	int code = calls->pointer_attr(&type, POINTER_MEMORY_TYPE, ptr(addr));
+	int code = calls->pointer_attr(&type, GPU_POINTER_MEMORY_TYPE, ptr(addr));
 	if (code == 0 && type == hip_of(gpu)->memory_device)
-		code = calls->pointer_attr(&device, POINTER_DEVICE, ptr(addr));
+		code = calls->pointer_attr(&device, GPU_POINTER_DEVICE, ptr(addr));
 	if (code != 0)
 		return gpu_err(code);
 	*out_device = device;
@@ -372,7 +350,7 @@ static int hip_range(struct kvx_gpu *gpu, uint64_t addr, struct kvx_gpu_range *o
 
 static int hip_ipc_export(struct kvx_gpu *gpu, uint64_t base, uint8_t out_ipc[KVX_GPU_IPC_BYTES])
 {
-	struct ipc_handle ipc;
+	struct gpu_ipc_handle ipc;
 	int code = calls_of(gpu)->ipc_get(&ipc, ptr(base));
 
 	if (code != 0)
@@ -384,11 +362,11 @@ static int hip_ipc_export(struct kvx_gpu *gpu, uint64_t base, uint8_t out_ipc[KV
 static int hip_ipc_open(struct kvx_gpu *gpu, const uint8_t bytes[KVX_GPU_IPC_BYTES],
 			uint64_t *out_addr)
 {
-	struct ipc_handle ipc;
+	struct gpu_ipc_handle ipc;
 	void *addr = NULL;
 
 	memcpy(ipc.bytes, bytes, sizeof(ipc.bytes));
-	int code = calls_of(gpu)->ipc_open(&addr, ipc, IPC_LAZY_PEER_ACCESS);
+	int code = calls_of(gpu)->ipc_open(&addr, ipc, GPU_IPC_LAZY_PEER_ACCESS);
 	if (code != 0)
 		return gpu_err(code);
 	*out_addr = (uintptr_t)addr;
@@ -408,7 +386,7 @@ static int hip_dmabuf_export(struct kvx_gpu *gpu, uint64_t addr, uint64_t bytes,
 	int fd = -1, code = 801;
 
 	if (hip->calls.range_handle != NULL)
-		code = hip->calls.range_handle(&fd, ptr(addr), bytes, RANGE_DMABUF_FD, 0);
+		code = hip->calls.range_handle(&fd, ptr(addr), bytes, GPU_RANGE_DMABUF_FD, 0);
 	if (code != 0 && hip->have_hsa) {
 		code = hip->hsa.export_dmabuf(ptr(addr), bytes, &fd, &offset);
 		if (code != 0) /* one of HSA's own numbers */
@@ -421,51 +399,7 @@ static int hip_dmabuf_export(struct kvx_gpu *gpu, uint64_t addr, uint64_t bytes,
 	return 0;
 }
 
-/* ---- streams, events, copies */
-
-static int hip_stream_create(struct kvx_gpu *gpu, void **out_stream)
-{
-	return gpu_err(calls_of(gpu)->stream_create(out_stream, STREAM_NON_BLOCKING));
-}
-
-static int hip_stream_destroy(struct kvx_gpu *gpu, void *stream)
-{
-	return gpu_err(calls_of(gpu)->stream_destroy(stream));
-}
-
-static int hip_stream_sync(struct kvx_gpu *gpu, void *stream)
-{
-	return gpu_err(calls_of(gpu)->stream_sync(stream));
-}
-
-static int hip_event_create(struct kvx_gpu *gpu, void **out_event)
-{
-	return gpu_err(calls_of(gpu)->event_create(out_event, EVENT_DISABLE_TIMING));
-}
-
-static int hip_event_destroy(struct kvx_gpu *gpu, void *event)
-{
-	return gpu_err(calls_of(gpu)->event_destroy(event));
-}
-
-static int hip_event_record(struct kvx_gpu *gpu, void *event, void *stream)
-{
-	return gpu_err(calls_of(gpu)->event_record(event, stream));
-}
-
-static int hip_event_query(struct kvx_gpu *gpu, void *event)
-{
-	return gpu_err(calls_of(gpu)->event_query(event));
-}
-
-static int hip_event_open(struct kvx_gpu *gpu, const uint8_t bytes[KVX_GPU_IPC_BYTES],
-			  void **out_event)
-{
-	struct ipc_handle ipc;
-
-	memcpy(ipc.bytes, bytes, sizeof(ipc.bytes));
-	return gpu_err(calls_of(gpu)->ipc_open_event(out_event, ipc));
-}
+/* ---- copies */
 
 static int hip_copy(struct kvx_gpu *gpu, uint64_t dst, uint64_t src, uint64_t bytes, void *stream)
 {
@@ -485,7 +419,7 @@ static int hip_copy_batch(struct kvx_gpu *gpu, uint64_t *dsts, uint64_t *srcs, s
 			  size_t n, void *stream)
 {
 	const struct hip_calls *calls = calls_of(gpu);
-	struct copy_attributes attrs = {.source_order = ORDER_STREAM};
+	struct gpu_copy_attributes attrs = {.source_order = GPU_ORDER_STREAM};
 	size_t start = 0, failed = 0;
 
 	if (calls->copy_batch == NULL)
@@ -559,7 +493,7 @@ static int hip_peer_enable(struct kvx_gpu *gpu, int peer)
 {
 	int code = calls_of(gpu)->peer_enable(peer, 0);
 
-	return code == PEER_ENABLED_ALREADY ? 0 : gpu_err(code);
+	return code == GPU_PEER_ENABLED_ALREADY ? 0 : gpu_err(code);
 }
 
 static int hip_link(struct kvx_gpu *gpu, int device, int peer, enum kvx_gpu_link *out_link,
@@ -602,14 +536,14 @@ static const struct kvx_gpu_ops hip_ops = {
     .ipc_open = hip_ipc_open,
     .ipc_close = hip_ipc_close,
     .dmabuf_export = hip_dmabuf_export,
-    .stream_create = hip_stream_create,
-    .stream_destroy = hip_stream_destroy,
-    .stream_sync = hip_stream_sync,
-    .event_create = hip_event_create,
-    .event_destroy = hip_event_destroy,
-    .event_record = hip_event_record,
-    .event_query = hip_event_query,
-    .event_open = hip_event_open,
+    .stream_create = gpu_stream_create,
+    .stream_destroy = gpu_stream_destroy,
+    .stream_sync = gpu_stream_sync,
+    .event_create = gpu_event_create,
+    .event_destroy = gpu_event_destroy,
+    .event_record = gpu_event_record,
+    .event_query = gpu_event_query,
+    .event_open = gpu_event_open,
     .copy = hip_copy,
     .copy_rect = hip_copy_rect,
     .copy_batch = hip_copy_batch,
