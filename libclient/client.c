@@ -100,6 +100,8 @@ bool kvx_cl_forked(const struct kvxfer_client *client)
 
 int kvx_cl_enter_data(struct kvxfer_client *client)
 {
+	if (client == NULL)
+		return -EINVAL;
 	if (kvx_cl_forked(client))
 		return kvx_cl_fail(client, -EOWNERDEAD,
 				   "this client belongs to the process that opened it, not to its "
@@ -114,7 +116,7 @@ int kvx_cl_enter_data(struct kvxfer_client *client)
 
 int kvx_cl_enter_setup(struct kvxfer_client *client)
 {
-	if (client->in_callback)
+	if (client != NULL && client->in_callback)
 		return kvx_cl_fail(client, -EBUSY,
 				   "a call that waits for the daemon cannot be made from inside an "
 				   "event callback: make it after dispatch has returned");
@@ -317,8 +319,6 @@ int kvxfer_client_reconnect(struct kvxfer_client *client)
 	uint64_t deadline_ns;
 	int err;
 
-	if (client == NULL)
-		return -EINVAL;
 	err = kvx_cl_enter_setup(client);
 	if (err == 0)
 		return kvx_cl_fail(client, -EALREADY, "the daemon is there");

@@ -212,7 +212,8 @@ int kvx_cl_fail(struct kvxfer_client *client, int neg_errno, const char *fmt, ..
     __attribute__((format(printf, 3, 4)));
 /* Is this a child that inherited the client by fork()? */
 bool kvx_cl_forked(const struct kvxfer_client *client);
-/* 0, or why a data call or a set-up call cannot be made now; the reason is written. */
+/* 0, or why a data call or a set-up call cannot be made now; the reason is written. No client:
+ * -EINVAL. */
 int kvx_cl_enter_data(struct kvxfer_client *client);
 int kvx_cl_enter_setup(struct kvxfer_client *client);
 uint64_t kvx_cl_now_ns(void);

@@ -72,8 +72,6 @@ int kvxfer_import_find(struct kvxfer_client *client, const char *address, const 
 	uint64_t check_region;
 	int err;
 
-	if (client == NULL)
-		return -EINVAL;
 	err = kvx_cl_enter_data(client);
 	if (err < 0)
 		return err;

@@ -65,8 +65,6 @@ int kvxfer_import_open(struct kvxfer_client *client, const void *descriptor,
 	uint64_t check_region;
 	int err;
 
-	if (client == NULL)
-		return -EINVAL;
 	err = kvx_cl_enter_setup(client);
 	if (err < 0)
 		return err;

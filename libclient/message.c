@@ -88,8 +88,6 @@ int kvxfer_client_query(struct kvxfer_client *client, const char *verb, const ch
 	char *json;
 	int err;
 
-	if (client == NULL)
-		return -EINVAL;
 	err = kvx_cl_enter_setup(client);
 	if (err < 0)
 		return err;

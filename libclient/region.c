@@ -240,8 +240,6 @@ int kvxfer_region_alloc(struct kvxfer_client *client, uint64_t len_bytes,
 	struct kvx_why why;
 	int err;
 
-	if (client == NULL)
-		return -EINVAL;
 	err = kvx_cl_enter_setup(client);
 	if (err < 0)
 		return err;
@@ -276,8 +274,6 @@ int kvxfer_region_register(struct kvxfer_client *client, int fd, uint64_t offset
 	struct kvx_why why;
 	int err;
 
-	if (client == NULL)
-		return -EINVAL;
 	err = kvx_cl_enter_setup(client);
 	if (err < 0)
 		return err;
@@ -310,8 +306,6 @@ int kvxfer_region_register_gpu(struct kvxfer_client *client,
 	uint64_t len_bytes;
 	int err;
 
-	if (client == NULL)
-		return -EINVAL;
 	err = kvx_cl_enter_setup(client);
 	if (err < 0)
 		return err;

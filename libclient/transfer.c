@@ -164,8 +164,6 @@ int kvxfer_transfer_submit(struct kvxfer_client *client, const struct kvxfer_tra
 	struct kvx_why why;
 	int err;
 
-	if (client == NULL)
-		return -EINVAL;
 	err = kvx_cl_enter_data(client);
 	if (err < 0)
 		return err;
@@ -185,8 +183,6 @@ static int enter_open(struct kvxfer_client *client, uint64_t id, struct kvx_cl_x
 	struct kvx_cl_xfer *xfer;
 	int err;
 
-	if (client == NULL)
-		return -EINVAL;
 	err = kvx_cl_enter_data(client);
 	if (err < 0)
 		return err;
@@ -254,8 +250,6 @@ int kvxfer_transfer_cancel(struct kvxfer_client *client, uint64_t transfer)
 	uint8_t *body;
 	int err;
 
-	if (client == NULL)
-		return -EINVAL;
 	err = kvx_cl_enter_data(client);
 	if (err < 0)
 		return err;
