@@ -99,15 +99,16 @@ static void die_plainly(void)
 	(void)setrlimit(RLIMIT_CORE, &no_core);
 }
 
-static void keep_last_line(struct kvx_child *child, char *words)
+const char *kvx_child_last_line(struct kvx_child *child)
 {
+	char *words = child->words;
 	size_t len = strlen(words);
 	const char *line;
 
 	while (len > 0 && words[len - 1] == '\n')
 		words[--len] = '\0';
 	line = strrchr(words, '\n');
-	snprintf(child->words, sizeof(child->words), "%s", line != NULL ? line + 1 : words);
+	return line != NULL ? line + 1 : words;
 }
 
 static int child_start(int (*body)(int fd, void *arg), void *arg, int fd, int words_fd,
@@ -127,33 +128,26 @@ static int child_start(int (*body)(int fd, void *arg), void *arg, int fd, int wo
 void kvx_child_ask(int (*body)(int fd, void *arg), void *arg, unsigned limit_ms, char *buf,
 		   size_t buf_bytes, struct kvx_child *out_child)
 {
-	struct kvx_child child = {.end = KVX_CHILD_ANSWERED};
+	struct kvx_child *child = out_child;
 	int fds[2] = {-1, -1}, words_fds[2] = {-1, -1};
-	char words[4096] = "";
 	pid_t pid = -1;
 
+	*child = (struct kvx_child){.end = KVX_CHILD_ANSWERED};
 	buf[0] = '\0';
 	if (pipe2(fds, O_CLOEXEC) != 0 || pipe2(words_fds, O_CLOEXEC) != 0)
-		child.number = errno;
+		child->number = errno;
 	else
-		child.number = child_start(body, arg, fds[1], words_fds[1], &pid);
+		child->number = child_start(body, arg, fds[1], words_fds[1], &pid);
 	close(fds[1]);
 	close(words_fds[1]);
-	if (child.number != 0) {
-		child.end = KVX_CHILD_FAILED;
-		close(fds[0]);
-		close(words_fds[0]);
-	} else {
-		struct stream streams[2] = {
-		    {.fd = fds[0], .buf = buf, .room = buf_bytes},
-		    {.fd = words_fds[0], .buf = words, .room = sizeof(words)}};
-		bool in_time = streams_read(streams, limit_ms);
-
-		child_end(&child, pid, in_time);
-		for (unsigned i = 0; i < 2; i++)
-			if (streams[i].fd >= 0)
-				close(streams[i].fd);
-	}
-	keep_last_line(&child, words);
-	*out_child = child;
+	struct stream streams[2] = {
+	    {.fd = fds[0], .buf = buf, .room = buf_bytes},
+	    {.fd = words_fds[0], .buf = child->words, .room = sizeof(child->words)}};
+	if (child->number != 0)
+		child->end = KVX_CHILD_NOT_STARTED;
+	else
+		child_end(child, pid, streams_read(streams, limit_ms));
+	for (unsigned i = 0; i < 2; i++)
+		if (streams[i].fd >= 0)
+			close(streams[i].fd);
 }

@@ -5,18 +5,25 @@
 
 #include <stddef.h>
 
-enum kvx_child_end { KVX_CHILD_ANSWERED, KVX_CHILD_CRASHED, KVX_CHILD_HUNG, KVX_CHILD_FAILED };
+enum kvx_child_end {
+	KVX_CHILD_ANSWERED,
+	KVX_CHILD_CRASHED,
+	KVX_CHILD_HUNG,
+	KVX_CHILD_FAILED, /* it ended with another exit status than 0 */
+	KVX_CHILD_NOT_STARTED,
+};
 
 struct kvx_child {
 	enum kvx_child_end end;
-	int number; /* CRASHED: the signal; FAILED: its exit status, or an errno when it was not
-		       started */
-	char words[256]; /* the last line of what it wrote to standard error; "" */
+	int number;        /* CRASHED: the signal; FAILED: the exit status; NOT_STARTED: an errno */
+	char words[16384]; /* what it wrote to standard output and standard error */
 };
 
 /* Runs body(fd, arg) in a child that ends with its return value as exit status; what it writes to
  * fd goes to buf, cut to buf_bytes - 1 and terminated. Ends after at most limit_ms. */
 void kvx_child_ask(int (*body)(int fd, void *arg), void *arg, unsigned limit_ms, char *buf,
 		   size_t buf_bytes, struct kvx_child *out_child);
+/* The last line of its words, without its end; "": none. Changes words. */
+const char *kvx_child_last_line(struct kvx_child *child);
 
 #endif

@@ -74,22 +74,22 @@ static void report_good(struct kvx_report *report, const struct runtime *runtime
 }
 
 static void report_bad(struct kvx_report *report, const struct runtime *runtime,
-		       const struct kvx_child *child, const char *line)
+		       struct kvx_child *child, const char *line)
 {
+	const char *words = kvx_child_last_line(child);
 	char *text;
 
 	if (child->end == KVX_CHILD_HUNG)
 		text = kvx_tool_printf("%s does not return when it is started", runtime->name);
 	else if (child->end == KVX_CHILD_CRASHED)
 		text = kvx_tool_printf("%s crashes when it is started (%s)%s%s", runtime->name,
-				       strsignal(child->number), *child->words ? ": " : "",
-				       child->words);
+				       strsignal(child->number), *words ? ": " : "", words);
 	else if (strncmp(line, "why|", 4) == 0)
 		text = kvx_tool_printf("%s cannot be used: %.*s", runtime->name,
 				       (int)strcspn(line + 4, "\n"), line + 4);
 	else
 		text = kvx_tool_printf("%s ends the program when it is started%s%s", runtime->name,
-				       *child->words ? ": " : "", child->words);
+				       *words ? ": " : "", words);
 	kvx_report_add(
 	    report, KVX_FINDING_WARN, "gpu runtime", text,
 	    kvx_tool_printf("%s; kvxferd goes on without GPU memory until then", runtime->install));

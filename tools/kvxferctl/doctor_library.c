@@ -3,18 +3,14 @@
  * that kvxferctl starts on nodes without it. */
 #include "doctor_library.h"
 
+#include "child.h"
+
 #include <dlfcn.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <poll.h>
-#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 /* Exit statuses of the child. */
@@ -51,29 +47,17 @@ static void child_say_path(const struct library_calls *calls, int fd)
 	free(path);
 }
 
-/* A crash shall look like one, whoever handles such signals in this program, and leave no core. */
-static void child_die_plainly(void)
-{
-	static const int fatal[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT};
-	struct rlimit no_core = {0, 0};
-
-	for (size_t i = 0; i < sizeof(fatal) / sizeof(fatal[0]); i++)
-		(void)signal(fatal[i], SIG_DFL);
-	(void)setrlimit(RLIMIT_CORE, &no_core);
-}
-
 /* Each device is announced before it is opened: when that is the end, it is known of which. */
-static void child_run(const char *soname, int fd)
+static int child_run(int fd, void *soname)
 {
 	struct library_calls calls;
 	void *library, **devices;
 	int n = 0;
 
-	child_die_plainly();
 	(void)setenv("IBV_SHOW_WARNINGS", "1", 1);
 	library = dlopen(soname, RTLD_NOW);
 	if (library == NULL)
-		_exit(CHILD_MISSING);
+		return CHILD_MISSING;
 	child_find(library, "ibv_get_device_list", &calls.list);
 	child_find(library, "ibv_get_device_name", &calls.name);
 	child_find(library, "ibv_open_device", &calls.open);
@@ -90,7 +74,7 @@ static void child_run(const char *soname, int fd)
 		if (ctx != NULL)
 			(void)calls.close(ctx);
 	}
-	_exit(CHILD_OK);
+	return CHILD_OK;
 }
 
 static void take_line(struct kvx_library *library, const char *line)
@@ -109,127 +93,45 @@ static void take_line(struct kvx_library *library, const char *line)
 	library->n_devices++;
 }
 
-static uint64_t now_ms(void)
+static void library_end(struct kvx_library *library, const struct kvx_child *child)
 {
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
-}
-
-struct stream {
-	char *buf;
-	size_t used, room;
-};
-
-/* Takes what is there; what does not fit is dropped. False: the other end is closed. */
-static bool stream_read(struct stream *stream, int fd)
-{
-	char spill[512];
-	bool full = stream->used + 1 >= stream->room;
-	ssize_t n = full ? read(fd, spill, sizeof(spill))
-			 : read(fd, stream->buf + stream->used, stream->room - 1 - stream->used);
-
-	if (n > 0 && !full)
-		stream->used += (size_t)n;
-	stream->buf[stream->used] = '\0';
-	return n > 0 || (n < 0 && errno == EINTR);
-}
-
-/* Until both streams are closed; false: the time is over. */
-static bool child_listen(int lines_fd, int words_fd, struct stream *lines, struct stream *words,
-			 unsigned limit_ms)
-{
-	uint64_t end_ms = now_ms() + limit_ms;
-	struct pollfd fds[2] = {{.fd = lines_fd, .events = POLLIN},
-				{.fd = words_fd, .events = POLLIN}};
-
-	while (fds[0].fd >= 0 || fds[1].fd >= 0) {
-		uint64_t now = now_ms();
-
-		if (now >= end_ms)
-			return false;
-		if (poll(fds, 2, (int)(end_ms - now)) < 0) {
-			if (errno != EINTR)
-				return false;
-			continue;
-		}
-		if (fds[0].revents != 0 && !stream_read(lines, fds[0].fd))
-			fds[0].fd = -1;
-		if (fds[1].revents != 0 && !stream_read(words, fds[1].fd))
-			fds[1].fd = -1;
-	}
-	return true;
-}
-
-static void library_end(struct kvx_library *library, pid_t pid, bool in_time)
-{
-	int status = 0;
-
-	if (!in_time)
-		(void)kill(pid, SIGKILL);
-	while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
-		;
-	if (!in_time) {
-		library->end = KVX_LIBRARY_HUNG;
-	} else if (WIFSIGNALED(status)) {
-		library->end = KVX_LIBRARY_CRASHED;
-		library->number = WTERMSIG(status);
-	} else if (WEXITSTATUS(status) == CHILD_OK) {
+	library->number = child->number;
+	switch (child->end) {
+	case KVX_CHILD_ANSWERED:
 		library->end = KVX_LIBRARY_ANSWERED;
-	} else if (WEXITSTATUS(status) == CHILD_MISSING) {
-		library->end = KVX_LIBRARY_MISSING;
-	} else { /* not what it is named for, or a provider that exits */
+		break;
+	case KVX_CHILD_CRASHED:
+		library->end = KVX_LIBRARY_CRASHED;
+		break;
+	case KVX_CHILD_HUNG:
+		library->end = KVX_LIBRARY_HUNG;
+		break;
+	case KVX_CHILD_NOT_STARTED:
 		library->end = KVX_LIBRARY_FAILED;
-		library->number = ENOEXEC;
+		break;
+	case KVX_CHILD_FAILED:
+		if (child->number == CHILD_MISSING) {
+			library->end = KVX_LIBRARY_MISSING;
+			library->number = 0;
+		} else { /* not what it is named for, or a provider that exits */
+			library->end = KVX_LIBRARY_FAILED;
+			library->number = ENOEXEC;
+		}
+		break;
 	}
-}
-
-static void library_fail(struct kvx_library *library, int error)
-{
-	library->end = KVX_LIBRARY_FAILED;
-	library->number = error;
 }
 
 void kvx_library_ask(const char *soname, unsigned limit_ms, struct kvx_library *out_library)
 {
-	char lines_buf[16384] = "", *rest = lines_buf, *line;
-	struct stream lines = {.buf = lines_buf, .room = sizeof(lines_buf)};
-	struct stream words = {.buf = out_library->words, .room = sizeof(out_library->words)};
-	int lines_fd[2], words_fd[2];
-	bool in_time;
-	pid_t pid;
+	char lines[16384], *rest = lines, *line;
+	struct kvx_child child;
 
 	memset(out_library, 0, sizeof(*out_library));
-	if (pipe2(lines_fd, O_CLOEXEC) != 0) {
-		library_fail(out_library, errno);
-		return;
-	}
-	if (pipe2(words_fd, O_CLOEXEC) != 0) {
-		library_fail(out_library, errno);
-		close(lines_fd[0]);
-		close(lines_fd[1]);
-		return;
-	}
-	(void)fflush(NULL); /* or the child would have it too */
-	pid = fork();
-	if (pid == 0) {
-		if (dup2(words_fd[1], STDERR_FILENO) < 0 || dup2(words_fd[1], STDOUT_FILENO) < 0)
-			_exit(CHILD_FOREIGN);
-		child_run(soname, lines_fd[1]);
-	}
-	close(lines_fd[1]);
-	close(words_fd[1]);
-	if (pid < 0) {
-		library_fail(out_library, errno);
-	} else {
-		in_time = child_listen(lines_fd[0], words_fd[0], &lines, &words, limit_ms);
-		library_end(out_library, pid, in_time);
-	}
+	kvx_child_ask(child_run, (void *)(uintptr_t)soname, limit_ms, lines, sizeof(lines), &child);
+	library_end(out_library, &child);
+	memcpy(out_library->words, child.words, sizeof(out_library->words));
 	while ((line = strsep(&rest, "\n")) != NULL)
 		take_line(out_library, line);
-	close(lines_fd[0]);
-	close(words_fd[0]);
 }
 
 char *kvx_library_release(const struct kvx_library *library, char *buf, unsigned buf_bytes)
