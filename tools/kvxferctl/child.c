@@ -69,14 +69,36 @@ static bool streams_read(struct stream *streams, unsigned limit_ms)
 	return true;
 }
 
+/* Not for ever: a driver can keep a process in the kernel, where even SIGKILL does not reach it. */
+static bool child_reap(pid_t pid, int *out_status)
+{
+	const struct timespec pause = {.tv_nsec = 1000000};
+	uint64_t end_ms = now_ms() + KVX_CHILD_END_MS;
+
+	for (;;) {
+		pid_t got = waitpid(pid, out_status, WNOHANG);
+
+		if (got == pid || (got < 0 && errno != EINTR))
+			return true;
+		if (now_ms() >= end_ms)
+			return false;
+		(void)nanosleep(&pause, NULL);
+	}
+}
+
 static void child_end(struct kvx_child *child, pid_t pid, bool in_time)
 {
 	int status = 0;
 
-	if (!in_time)
+	if (!in_time || !child_reap(pid, &status)) {
+		in_time = false;
 		(void)kill(pid, SIGKILL);
-	while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
-		;
+		if (!child_reap(pid, &status))
+			(void)snprintf(child->left, sizeof(child->left),
+				       ", and its process %d cannot be ended: it is left behind, "
+				       "see dmesg for the driver",
+				       (int)pid);
+	}
 	if (!in_time) {
 		child->end = KVX_CHILD_HUNG;
 	} else if (WIFSIGNALED(status)) {

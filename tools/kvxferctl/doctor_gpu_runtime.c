@@ -80,7 +80,8 @@ static void report_bad(struct kvx_report *report, const struct runtime *runtime,
 	char *text;
 
 	if (child->end == KVX_CHILD_HUNG)
-		text = kvx_tool_printf("%s does not return when it is started", runtime->name);
+		text = kvx_tool_printf("%s does not return when it is started%s", runtime->name,
+				       child->left);
 	else if (child->end == KVX_CHILD_CRASHED)
 		text = kvx_tool_printf("%s crashes when it is started (%s)%s%s", runtime->name,
 				       strsignal(child->number), *words ? ": " : "", words);

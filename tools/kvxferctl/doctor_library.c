@@ -130,6 +130,7 @@ void kvx_library_ask(const char *soname, unsigned limit_ms, struct kvx_library *
 	kvx_child_ask(child_run, (void *)(uintptr_t)soname, limit_ms, lines, sizeof(lines), &child);
 	library_end(out_library, &child);
 	memcpy(out_library->words, child.words, sizeof(out_library->words));
+	memcpy(out_library->left, child.left, sizeof(out_library->left));
 	while ((line = strsep(&rest, "\n")) != NULL)
 		take_line(out_library, line);
 }

@@ -24,6 +24,7 @@ struct kvx_library {
 	char path[256];    /* of the library; "" when it was not found */
 	char last[64];     /* CRASHED, HUNG: the device that was being opened; "": none yet */
 	char words[16384]; /* what it wrote on stderr */
+	char left[128];    /* HUNG: that its process is left behind, as in struct kvx_child */
 	struct kvx_library_device devices[KVX_LIBRARY_DEVICES];
 	unsigned n_devices;
 };

@@ -187,9 +187,9 @@ static bool check_library(struct rdma_look *look)
 		return false;
 	case KVX_LIBRARY_HUNG:
 		kvx_report_add(look->report, KVX_FINDING_FAIL, "rdma",
-			       kvx_tool_printf("libibverbs does not return at %s: kvxferd would "
+			       kvx_tool_printf("libibverbs does not return at %s%s: kvxferd would "
 					       "not start",
-					       last),
+					       last, library->left),
 			       kvx_tool_strdup("set verbs.enable = false, and see dmesg for the "
 					       "device"));
 		return false;

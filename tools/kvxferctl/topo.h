@@ -60,7 +60,7 @@ struct kvx_topo {
 	unsigned n_gpus, n_nics, n_nodes;
 	struct kvx_topo_pair gpu_pairs[KVX_TOPO_MAX_GPUS][KVX_TOPO_MAX_GPUS];
 	struct kvx_pci_distance nic_distances[KVX_TOPO_MAX_GPUS][KVX_TOPO_MAX_NICS];
-	char nvml_note[160]; /* why NVLink is not known; "": it is, or there is no NVIDIA GPU */
+	char nvml_note[256]; /* why NVLink is not known; "": it is, or there is no NVIDIA GPU */
 };
 
 /* Where the node shows itself; tests have places of their own. */

@@ -95,8 +95,8 @@ static void note_failure(struct kvx_topo *topo, const struct kvx_child *child, c
 		why = "it lacks functions";
 	else if (child->number == CHILD_NO_DRIVER)
 		why = "it does not reach the driver";
-	snprintf(topo->nvml_note, sizeof(topo->nvml_note), "NVLink is not known: %s: %s", soname,
-		 why);
+	snprintf(topo->nvml_note, sizeof(topo->nvml_note), "NVLink is not known: %s: %s%s", soname,
+		 why, child->left);
 }
 
 static void nvlinks(struct kvx_topo *topo, const struct kvx_topo_places *places)
