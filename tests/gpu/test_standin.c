@@ -67,6 +67,7 @@ Test(standin, the_cpu_cannot_touch_device_memory, .signal = SIGSEGV)
 	node_open();
 	ptr = test_gpu_alloc(0, 4096);
 	standin_destroy();
+	signal(SIGSEGV, SIG_DFL); /* a sanitizer would end it in its own way */
 	*(volatile uint8_t *)ptr = 1;
 }
 
@@ -442,6 +443,31 @@ Test(standin, a_lost_device_says_so_for_good_and_the_others_work)
 	cr_assert(all_are(other, 4, 4096));
 	cr_assert_eq(standin_usage(0).alloc_bytes, 0);
 	node_close();
+}
+
+/* A stream is a thread: one that went on would use what is there no more. */
+Test(standin, a_node_that_ends_drops_what_is_queued)
+{
+	void *a, *b, *one, *two, *event;
+
+	node_open();
+	a = test_gpu_alloc(0, 4096);
+	b = test_gpu_alloc(0, 4096);
+	test_gpu_fill(a, 1, 4096);
+	test_gpu_fill(b, 2, 4096);
+	one = test_gpu_stream(0);
+	two = test_gpu_stream(0);
+	event = test_gpu_event(false);
+	standin_stall(0, true);
+	for (unsigned i = 0; i < 100; i++)
+		cr_assert_eq(test_gpu_try_copy(b, a, 4096, one), 0);
+	cr_assert_eq(test_gpu_record(event, one), 0);
+	cr_assert_eq(test_gpu_stream_wait(two, event), 0);
+	cr_assert_eq(test_gpu_try_copy(b, a, 4096, two), 0);
+	test_gpu_stream_end(one);
+	node_close();
+	sleep_ms(20);
+	cr_assert(all_are(b, 2, 4096), "a copy was made after the end");
 }
 
 static void count_body(int in, int out)

@@ -174,11 +174,12 @@ static int list_run(const struct gs_op *op, unsigned dev)
 	return 0;
 }
 
-static int event_run(const struct gs_op *op, unsigned dev)
+static int event_run(const struct gs_op *op, const struct gs_stream *stream)
 {
 	unsigned turn = 0;
 
-	while (!gs_event_reached(op->event, op->seq) && gs_dev_error(dev) == 0) {
+	while (!gs_event_reached(op->event, op->seq) && !gs_stream_dropped(stream) &&
+	       gs_dev_error(gs_stream_dev(stream)) == 0) {
 		gs_wait_us(50);
 		if (++turn % 1024 == 0 && op->event->shared != NULL) {
 			gs_lock(gs_node());
@@ -189,7 +190,7 @@ static int event_run(const struct gs_op *op, unsigned dev)
 	return 0;
 }
 
-int gs_op_run(struct gs_op *op, unsigned dev)
+int gs_op_run(struct gs_op *op, const struct gs_stream *stream)
 {
 	bool copying = atomic_load(&gs_node()->copying);
 
@@ -207,9 +208,9 @@ int gs_op_run(struct gs_op *op, unsigned dev)
 		       op->pieces[0].copy.bytes);
 		return 0;
 	case GS_OP_WAIT:
-		return event_run(op, dev);
+		return event_run(op, stream);
 	case GS_OP_LIST:
-		return copying ? list_run(op, dev) : 0;
+		return copying ? list_run(op, gs_stream_dev(stream)) : 0;
 	case GS_OP_RECORD:
 		break;
 	}

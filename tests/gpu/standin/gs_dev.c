@@ -314,7 +314,8 @@ int gs_device_reset(int dev)
 		gs_range_remove(range);
 	}
 	atomic_fetch_sub(&gs_self()->n_peers, __builtin_popcount(atomic_exchange(&enabled[d], 0)));
-	return gs_dev_error(d);
+	return 0; /* also of a lost device: what this process had of it is gone, the device is not
+		     well */
 }
 
 /* What is asked of a device by its number, whatever state it is in. */

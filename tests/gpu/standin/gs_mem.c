@@ -163,6 +163,31 @@ uint8_t *standin_bytes(const void *device_pointer)
 	return bytes;
 }
 
+int standin_device_of(const void *device_pointer)
+{
+	struct gs_range *range = gs_range_take(device_pointer, 1);
+	int dev = range != NULL && range->kind != GS_HOST ? (int)range->dev : -1;
+
+	gs_range_put(range);
+	return dev;
+}
+
+int standin_device_of_dmabuf(int fd)
+{
+	struct gs_node *node = gs_node();
+	struct stat st;
+	int dev = -1;
+
+	if (node == NULL || fstat(fd, &st) != 0)
+		return -1;
+	gs_lock(node);
+	for (int i = 0; i < GS_MAX_ALLOCS && dev < 0; i++)
+		if (node->allocs[i].id != 0 && node->allocs[i].ino == st.st_ino)
+			dev = (int)node->allocs[i].dev;
+	gs_unlock(node);
+	return dev;
+}
+
 int gs_host_alloc(size_t bytes, void **out_ptr)
 {
 	unsigned dev = gs_dev_current();

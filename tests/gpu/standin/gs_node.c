@@ -13,6 +13,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "gs_priv.h"
+
 #define LOCK_BYTES (1l << 40) /* slots' bytes begin there: far behind the contents */
 
 static pthread_mutex_t attach_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -110,7 +112,7 @@ static void dev_init(struct gs_node *node, unsigned i, uint64_t vram_bytes)
 
 void standin_create(unsigned n_devs, uint64_t vram_bytes)
 {
-	struct gs_node *node;
+	struct gs_node *node = NULL;
 	char path[64];
 	int fd;
 
@@ -136,10 +138,15 @@ void standin_create(unsigned n_devs, uint64_t vram_bytes)
 
 void standin_destroy(void)
 {
-	struct gs_node *node = atomic_exchange(&attached, NULL);
+	struct gs_node *node = atomic_load(&attached);
 
 	if (node == NULL)
 		return;
+	/* Its streams use the node until nothing is queued. A forked child has none of them. */
+	if (atomic_load(&self_index) >= 0 && self_pid == getpid())
+		for (unsigned dev = 0; dev < node->n_devs; dev++)
+			gs_streams_abort(dev);
+	atomic_store(&attached, NULL);
 	unsetenv(STANDIN_ENV);
 	atomic_store(&self_index, -1);
 	munmap(node, sizeof(*node));

@@ -114,10 +114,12 @@ void gs_stream_put_op(struct gs_stream *stream, struct gs_op *op);
 void gs_stream_drain(struct gs_stream *stream);
 /* Everything that this process has queued on a device. */
 void gs_streams_drain(unsigned dev);
-/* Drops it instead, and ends the streams: only what is being copied this moment is waited for. */
+/* Drops it instead, and ends the streams: only what is being copied this moment is waited for.
+ * After it their threads touch nothing that is shared. */
 void gs_streams_abort(unsigned dev);
+bool gs_stream_dropped(const struct gs_stream *stream); /* what it waits for is not needed */
 /* On the stream's thread. The error that the device is lost with for this process; 0: none. */
-int gs_op_run(struct gs_op *op, unsigned dev);
+int gs_op_run(struct gs_op *op, const struct gs_stream *stream);
 void gs_dev_ruin(unsigned dev, int err); /* for this process: sticky */
 /* An address range that a copy names: NULL *out_range for pageable host memory. */
 int gs_resolve(const void *ptr, size_t bytes, unsigned dev, struct gs_range **out_range);

@@ -9,7 +9,7 @@
 
 #define STREAM_MAGIC 0x67735354u
 #define STREAM_DEAD  0xdead5354u
-#define STREAM_RESET 0xface5354u /* gone with all that the device had */
+#define STREAM_RESET 0xface5354u /* gone with all that the device had, or with the node */
 
 struct gs_stream {
 	_Atomic uint32_t magic;
@@ -17,7 +17,8 @@ struct gs_stream {
 	pthread_mutex_t lock;
 	pthread_cond_t more, idle;
 	struct gs_op *first, **last;
-	bool busy, own; /* own: a device's, that NULL stands for */
+	bool busy, own;       /* own: a device's, that NULL stands for */
+	_Atomic bool dropped; /* what is queued is not done any more */
 	uint64_t random;
 	struct gs_stream *next; /* of all of this process */
 };
@@ -62,12 +63,17 @@ static void stream_delay(struct gs_stream *stream)
 	gs_wait_us(min + (max > min ? (uint32_t)(stream->random % (max - min + 1)) : 0));
 }
 
+bool gs_stream_dropped(const struct gs_stream *stream)
+{
+	return atomic_load(&stream->dropped);
+}
+
 static void stream_hold(const struct gs_stream *stream)
 {
 	const struct gs_dev *dev = &gs_node()->devs[stream->dev];
 
 	while (atomic_load(&dev->stalled) && gs_dev_error(stream->dev) == 0 &&
-	       atomic_load(&stream->magic) != STREAM_RESET)
+	       !gs_stream_dropped(stream))
 		gs_wait_us(500);
 }
 
@@ -76,10 +82,12 @@ static void stream_run(struct gs_stream *stream, struct gs_op *op)
 {
 	int err;
 
-	stream_delay(stream);
-	stream_hold(stream);
-	if (gs_dev_error(stream->dev) == 0 && atomic_load(&stream->magic) != STREAM_RESET) {
-		err = gs_op_run(op, stream->dev);
+	if (!gs_stream_dropped(stream)) {
+		stream_delay(stream);
+		stream_hold(stream);
+	}
+	if (gs_dev_error(stream->dev) == 0 && !gs_stream_dropped(stream)) {
+		err = gs_op_run(op, stream);
 		if (err != 0)
 			gs_dev_ruin(stream->dev, err);
 	}
@@ -221,6 +229,13 @@ static void stream_end(struct gs_stream *stream, uint32_t magic)
 	pthread_mutex_unlock(&stream->lock);
 }
 
+/* One that was destroyed before may still have ops. */
+static void stream_drop(struct gs_stream *stream)
+{
+	atomic_store(&stream->dropped, true);
+	stream_end(stream, STREAM_RESET);
+}
+
 void gs_streams_abort(unsigned dev)
 {
 	struct gs_stream *stream;
@@ -230,7 +245,7 @@ void gs_streams_abort(unsigned dev)
 	pthread_mutex_unlock(&list_lock);
 	for (struct gs_stream *s = stream; s != NULL; s = s->next)
 		if (s->dev == dev)
-			stream_end(s, STREAM_RESET);
+			stream_drop(s);
 	gs_streams_drain(dev);
 }
 

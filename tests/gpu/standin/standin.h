@@ -112,9 +112,10 @@ enum standin_error {
 
 /* Makes a node of n_devs devices with vram_bytes each and puts its file into the environment of
  * this process, for it and for what it starts. Every pair of devices reaches each other. The file
- * is in /dev/shm and goes with standin_destroy(). */
+ * is in memory alone and goes with standin_destroy(), or with this process. */
 void standin_create(unsigned n_devs, uint64_t vram_bytes);
-/* Forgets the node in this process too. Programs that still run keep what they have. */
+/* Forgets the node in this process too. What this process has queued is dropped, its streams end.
+ * Programs that still run keep what they have. No other thread may be in a call to the runtime. */
 void standin_destroy(void);
 /* The node that the environment names, made by another process. False: there is none. */
 bool standin_attach(void);
@@ -206,6 +207,10 @@ void standin_forgive(void);
 
 /* The bytes behind device memory of this process: for looking without a copy. NULL: not one. */
 uint8_t *standin_bytes(const void *device_pointer);
+/* Whose memory that is, own or mapped by IPC; -1: none of the node's. */
+int standin_device_of(const void *device_pointer);
+/* The same of a dma-buf that was exported from an allocation that lives. */
+int standin_device_of_dmabuf(int fd);
 /* Memory of a virtual-memory mapping, as expandable segments use: it cannot be exported. Freed with
  * the runtime's own free call. NULL: none. */
 void *standin_vmm_alloc(unsigned dev, uint64_t bytes);
