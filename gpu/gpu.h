@@ -1,7 +1,7 @@
 /* GPU runtimes: the one table of calls that kvxfer makes to one, filled from the library that is
  * found while running (CUDA by its driver API, or HIP). Nothing of a runtime is linked or included;
- * what is declared of it is in gpu_cuda.c and gpu_hip.c. Used by the daemon and by the client
- * library; knows nothing of either.
+ * what is declared of it is in gpu_cuda_priv.h and gpu_hip_priv.h. Used by the daemon and by the
+ * client library; knows nothing of either.
  *
  * Addresses are those of the unified address space of this process. Every call returns 0 or -errno:
  *   -EAGAIN      not done yet (queries only)
@@ -132,6 +132,8 @@ struct kvx_gpu_ops {
 	int (*event_destroy)(struct kvx_gpu *gpu, void *event);
 	int (*event_record)(struct kvx_gpu *gpu, void *event, void *stream);
 	int (*event_query)(struct kvx_gpu *gpu, void *event); /* 0: reached, or never recorded */
+	/* Of this process, made for several: for event_open() in another one. -EOPNOTSUPP. */
+	int (*event_export)(struct kvx_gpu *gpu, void *event, uint8_t out_ipc[KVX_GPU_IPC_BYTES]);
 	/* Of another process. */
 	int (*event_open)(struct kvx_gpu *gpu, const uint8_t ipc[KVX_GPU_IPC_BYTES],
 			  void **out_event);

@@ -6,86 +6,8 @@
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdlib.h>
-#include <string.h>
 
-#include "gpu/gpu_priv.h"
-
-/* cuda.h */
-enum {
-	ATTR_UNITS = 16,
-	ATTR_HOST_POINTER = 91, /* ..._CAN_USE_HOST_POINTER_FOR_REGISTERED_MEM */
-	ATTR_DMABUF = 124,
-	POINTER_IPC_CAPABLE = 10,
-	MEMORY_DEVICE = 2,
-	MEMORY_UNIFIED = 4,
-};
-
-struct copy_2d { /* CUDA_MEMCPY2D */
-	size_t src_x, src_y;
-	unsigned src_type;
-	const void *src_host;
-	uint64_t src_device;
-	void *src_array;
-	size_t src_pitch;
-	size_t dst_x, dst_y;
-	unsigned dst_type;
-	void *dst_host;
-	uint64_t dst_device;
-	void *dst_array;
-	size_t dst_pitch;
-	size_t width, height;
-};
-_Static_assert(sizeof(struct copy_2d) == 128, "as cuda.h has it");
-
-struct cuda_calls {
-	struct gpu_queue_calls queue; /* first: see struct gpu_adapter */
-	int (*init)(unsigned flags);
-	int (*driver_version)(int *version);
-	int (*device_count)(int *n);
-	int (*device_get)(int *dev, int ordinal);
-	int (*device_name)(char *name, int len, int dev);
-	int (*device_uuid)(char uuid[KVX_GPU_UUID_BYTES], int dev);
-	int (*device_pci)(char *pci, int len, int dev);
-	int (*device_mem)(size_t *bytes, int dev);
-	int (*device_attr)(int *value, int attr, int dev);
-	int (*ctx_retain)(void **ctx, int dev);
-	int (*ctx_release)(int dev);
-	int (*ctx_reset)(int dev);
-	int (*ctx_set)(void *ctx);
-	int (*ctx_get)(void **ctx);
-	int (*mem_alloc)(uint64_t *addr, size_t bytes);
-	int (*mem_free)(uint64_t addr);
-	int (*host_alloc)(void **addr, size_t bytes, unsigned flags);
-	int (*host_free)(void *addr);
-	int (*host_register)(void *addr, size_t bytes, unsigned flags);
-	int (*host_unregister)(void *addr);
-	int (*range)(uint64_t *base, size_t *bytes, uint64_t addr);
-	int (*pointer_attr)(void *value, int attr, uint64_t addr);
-	int (*ipc_get)(struct gpu_ipc_handle *ipc, uint64_t addr);
-	int (*ipc_open)(uint64_t *addr, struct gpu_ipc_handle ipc, unsigned flags);
-	int (*ipc_close)(uint64_t addr);
-	int (*copy)(uint64_t dst, uint64_t src, size_t bytes, void *stream);
-	int (*copy_2d)(const struct copy_2d *copy, void *stream);
-	int (*peer_can)(int *can, int dev, int peer);
-	int (*peer_enable)(void *peer_ctx, unsigned flags);
-	int (*error_name)(int code, const char **name);
-	/* NULL where the driver has none */
-	int (*copy_batch_13)(uint64_t *dsts, uint64_t *srcs, size_t *lens, size_t n,
-			     struct gpu_copy_attributes *attrs, size_t *attr_starts, size_t n_attrs,
-			     void *stream);
-	int (*copy_batch_12)(uint64_t *dsts, uint64_t *srcs, size_t *lens, size_t n,
-			     struct gpu_copy_attributes *attrs, size_t *attr_starts, size_t n_attrs,
-			     size_t *failed, void *stream);
-	int (*range_handle)(void *out_handle, uint64_t addr, size_t bytes, int type,
-			    unsigned long long flags);
-	int (*vmm_retain)(unsigned long long *out_handle, void *addr);
-	int (*vmm_release)(unsigned long long handle);
-	int (*module_load)(void **module, const void *image);
-	int (*module_function)(void **function, void *module, const char *name);
-	int (*launch)(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
-		      unsigned by, unsigned bz, unsigned shared_bytes, void *stream, void **params,
-		      void **extra);
-};
+#include "gpu/gpu_cuda_priv.h"
 
 #define NEED(field, name)                                                                          \
 	{                                                                                          \
@@ -139,6 +61,8 @@ static const struct gpu_symbol cuda_symbols[] = {
     NEED(peer_can, "cuDeviceCanAccessPeer"),
     NEED(peer_enable, "cuCtxEnablePeerAccess"),
     NEED(error_name, "cuGetErrorName"),
+    MAY(ctx_state, "cuDevicePrimaryCtxGetState"),
+    MAY(queue.ipc_get_event, "cuIpcGetEventHandle"),
     MAY(copy_batch_13, "cuMemcpyBatchAsync_v2"),
     MAY(copy_batch_12, "cuMemcpyBatchAsync"),
     MAY(range_handle, "cuMemGetHandleForAddressRange"),
@@ -148,26 +72,6 @@ static const struct gpu_symbol cuda_symbols[] = {
     MAY(module_function, "cuModuleGetFunction"),
     MAY(launch, "cuLaunchKernel"),
 };
-
-struct cuda {
-	struct kvx_gpu gpu;
-	struct cuda_calls calls;
-	_Atomic(void *) ctx[KVX_GPU_MAX]; /* primary contexts; NULL: not open */
-	_Atomic unsigned n_open[KVX_GPU_MAX];
-};
-
-_Static_assert(offsetof(struct cuda, calls.queue) == offsetof(struct gpu_adapter, queue),
-	       "it begins as every adapter");
-
-static struct cuda *cuda_of(struct kvx_gpu *gpu)
-{
-	return (struct cuda *)gpu; /* its first member */
-}
-
-static const struct cuda_calls *calls_of(struct kvx_gpu *gpu)
-{
-	return &cuda_of(gpu)->calls;
-}
 
 /* ---- devices */
 
@@ -276,202 +180,19 @@ static void cuda_unbind(struct kvx_gpu *gpu, const struct kvx_gpu_bound *before)
 static int cuda_reset(struct kvx_gpu *gpu, int device)
 {
 	int dev;
-	int code = calls_of(gpu)->device_get(&dev, device);
-
-	if (code == 0)
-		code = calls_of(gpu)->ctx_reset(dev);
-	return gpu_err(code);
-}
-
-/* ---- memory */
-
-static int cuda_mem_alloc(struct kvx_gpu *gpu, uint64_t bytes, uint64_t *out_addr)
-{
-	return gpu_err(calls_of(gpu)->mem_alloc(out_addr, bytes));
-}
-
-static int cuda_mem_free(struct kvx_gpu *gpu, uint64_t addr)
-{
-	return gpu_err(calls_of(gpu)->mem_free(addr));
-}
-
-static int cuda_host_alloc(struct kvx_gpu *gpu, uint64_t bytes, void **out_addr)
-{
-	return gpu_err(
-	    calls_of(gpu)->host_alloc(out_addr, bytes, GPU_HOST_PORTABLE | GPU_HOST_MAPPED));
-}
-
-static int cuda_host_free(struct kvx_gpu *gpu, void *addr)
-{
-	return gpu_err(calls_of(gpu)->host_free(addr));
-}
-
-static int cuda_host_pin(struct kvx_gpu *gpu, void *addr, uint64_t bytes)
-{
-	return gpu_err(
-	    calls_of(gpu)->host_register(addr, bytes, GPU_HOST_PORTABLE | GPU_HOST_MAPPED));
-}
-
-static int cuda_host_unpin(struct kvx_gpu *gpu, void *addr)
-{
-	return gpu_err(calls_of(gpu)->host_unregister(addr));
-}
-
-/* Memory that cannot be exported by an IPC handle: that of the virtual memory calls is known by the
- * handle behind it, that of pools by what the driver says of it. */
-static bool cuda_is_mapped(const struct cuda_calls *calls, uint64_t addr)
-{
-	unsigned long long handle;
-	int capable = 1;
-
-	if (calls->vmm_retain != NULL && calls->vmm_release != NULL &&
-	    calls->vmm_retain(&handle, (void *)(uintptr_t)addr) == 0) {
-		calls->vmm_release(handle);
-		return true;
-	}
-	return calls->pointer_attr(&capable, POINTER_IPC_CAPABLE, addr) == 0 && capable == 0;
-}
-
-static int cuda_owner(struct kvx_gpu *gpu, uint64_t addr, int *out_device)
-{
 	const struct cuda_calls *calls = calls_of(gpu);
-	unsigned type = 0;
-	int device = -1;
+	int code = calls->device_get(&dev, device);
 
-	int code = calls->pointer_attr(&type, GPU_POINTER_MEMORY_TYPE, addr);
-	if (code == 0 && type == MEMORY_DEVICE)
-		code = calls->pointer_attr(&device, GPU_POINTER_DEVICE, addr);
 	if (code != 0)
 		return gpu_err(code);
-	*out_device = device;
-	return 0;
-}
-
-static int cuda_range(struct kvx_gpu *gpu, uint64_t addr, struct kvx_gpu_range *out)
-{
-	const struct cuda_calls *calls = calls_of(gpu);
-	struct kvx_gpu_range range = {.device = -1};
-	size_t bytes = 0;
-
-	int err = cuda_owner(gpu, addr, &range.device);
-	if (err < 0)
-		return err;
-	range.on_device = range.device >= 0;
-	if (!range.on_device) {
-		*out = range;
+	code = calls->ctx_reset(dev);
+	/* Which may be the error of an earlier call: is there a context left? */
+	unsigned flags;
+	int active = 1;
+	if (code != 0 && calls->ctx_state != NULL && calls->ctx_state(dev, &flags, &active) == 0 &&
+	    active == 0)
 		return 0;
-	}
-	int code = calls->range(&range.base, &bytes, addr);
-	if (code != 0)
-		return gpu_err(code);
-	range.bytes = bytes;
-	range.mapped = cuda_is_mapped(calls, addr);
-	*out = range;
-	return 0;
-}
-
-static int cuda_ipc_export(struct kvx_gpu *gpu, uint64_t base, uint8_t out_ipc[KVX_GPU_IPC_BYTES])
-{
-	struct gpu_ipc_handle ipc;
-	int code = calls_of(gpu)->ipc_get(&ipc, base);
-
-	if (code != 0)
-		return gpu_err(code);
-	memcpy(out_ipc, ipc.bytes, sizeof(ipc.bytes));
-	return 0;
-}
-
-static int cuda_ipc_open(struct kvx_gpu *gpu, const uint8_t bytes[KVX_GPU_IPC_BYTES],
-			 uint64_t *out_addr)
-{
-	struct gpu_ipc_handle ipc;
-
-	memcpy(ipc.bytes, bytes, sizeof(ipc.bytes));
-	return gpu_err(calls_of(gpu)->ipc_open(out_addr, ipc, GPU_IPC_LAZY_PEER_ACCESS));
-}
-
-static int cuda_ipc_close(struct kvx_gpu *gpu, uint64_t addr)
-{
-	return gpu_err(calls_of(gpu)->ipc_close(addr));
-}
-
-static int cuda_dmabuf_export(struct kvx_gpu *gpu, uint64_t addr, uint64_t bytes, int *out_fd,
-			      uint64_t *out_offset)
-{
-	int fd = -1;
-
-	if (calls_of(gpu)->range_handle == NULL)
-		return -EOPNOTSUPP;
-	int code = calls_of(gpu)->range_handle(&fd, addr, bytes, GPU_RANGE_DMABUF_FD, 0);
-	if (code != 0)
-		return gpu_err(code);
-	*out_fd = fd;
-	*out_offset = 0;
-	return 0;
-}
-
-/* ---- copies */
-
-static int cuda_copy(struct kvx_gpu *gpu, uint64_t dst, uint64_t src, uint64_t bytes, void *stream)
-{
-	return gpu_err(calls_of(gpu)->copy(dst, src, bytes, stream));
-}
-
-static int cuda_copy_rect(struct kvx_gpu *gpu, const struct kvx_gpu_rect *rect, void *stream)
-{
-	const struct copy_2d copy = {
-	    .src_type = MEMORY_UNIFIED,
-	    .src_device = rect->src,
-	    .src_pitch = rect->src_pitch,
-	    .dst_type = MEMORY_UNIFIED,
-	    .dst_device = rect->dst,
-	    .dst_pitch = rect->dst_pitch,
-	    .width = rect->width,
-	    .height = rect->height,
-	};
-
-	return gpu_err(calls_of(gpu)->copy_2d(&copy, stream));
-}
-
-static int cuda_copy_batch(struct kvx_gpu *gpu, uint64_t *dsts, uint64_t *srcs, size_t *lens,
-			   size_t n, void *stream)
-{
-	const struct cuda_calls *calls = calls_of(gpu);
-	struct gpu_copy_attributes attrs = {.source_order = GPU_ORDER_STREAM};
-	size_t start = 0, failed = 0;
-
-	if (calls->copy_batch_13 != NULL)
-		return gpu_err(
-		    calls->copy_batch_13(dsts, srcs, lens, n, &attrs, &start, 1, stream));
-	if (calls->copy_batch_12 != NULL)
-		return gpu_err(
-		    calls->copy_batch_12(dsts, srcs, lens, n, &attrs, &start, 1, &failed, stream));
-	return -EOPNOTSUPP;
-}
-
-static int cuda_kernel_load(struct kvx_gpu *gpu, void **out_kernel)
-{
-	const struct cuda_calls *calls = calls_of(gpu);
-	void *module = NULL, *function = NULL;
-
-	if (calls->module_load == NULL || calls->module_function == NULL || calls->launch == NULL)
-		return -EOPNOTSUPP;
-	int code = calls->module_load(&module, gpu_kernel_ptx);
-	if (code == 0)
-		code = calls->module_function(&function, module, KVX_GPU_KERNEL);
-	if (code != 0)
-		return gpu_err(code);
-	*out_kernel = function;
-	return 0;
-}
-
-static int cuda_kernel_run(struct kvx_gpu *gpu, void *kernel, uint64_t pieces, uint32_t n,
-			   void *stream)
-{
-	void *params[] = {&pieces, &n};
-
-	return gpu_err(calls_of(gpu)->launch(kernel, n, 1, 1, GPU_KERNEL_THREADS, 1, 1, 0, stream,
-					     params, NULL));
+	return gpu_err(code);
 }
 
 /* ---- peers */
@@ -523,18 +244,18 @@ static const struct kvx_gpu_ops cuda_ops = {
     .bind = cuda_bind,
     .unbind = cuda_unbind,
     .reset = cuda_reset,
-    .mem_alloc = cuda_mem_alloc,
-    .mem_free = cuda_mem_free,
-    .host_alloc = cuda_host_alloc,
-    .host_free = cuda_host_free,
-    .host_pin = cuda_host_pin,
-    .host_unpin = cuda_host_unpin,
-    .owner = cuda_owner,
-    .range = cuda_range,
-    .ipc_export = cuda_ipc_export,
-    .ipc_open = cuda_ipc_open,
-    .ipc_close = cuda_ipc_close,
-    .dmabuf_export = cuda_dmabuf_export,
+    .mem_alloc = gpu_cuda_mem_alloc,
+    .mem_free = gpu_cuda_mem_free,
+    .host_alloc = gpu_cuda_host_alloc,
+    .host_free = gpu_cuda_host_free,
+    .host_pin = gpu_cuda_host_pin,
+    .host_unpin = gpu_cuda_host_unpin,
+    .owner = gpu_cuda_owner,
+    .range = gpu_cuda_range,
+    .ipc_export = gpu_cuda_ipc_export,
+    .ipc_open = gpu_cuda_ipc_open,
+    .ipc_close = gpu_cuda_ipc_close,
+    .dmabuf_export = gpu_cuda_dmabuf_export,
     .stream_create = gpu_stream_create,
     .stream_destroy = gpu_stream_destroy,
     .stream_sync = gpu_stream_sync,
@@ -542,12 +263,13 @@ static const struct kvx_gpu_ops cuda_ops = {
     .event_destroy = gpu_event_destroy,
     .event_record = gpu_event_record,
     .event_query = gpu_event_query,
+    .event_export = gpu_event_export,
     .event_open = gpu_event_open,
-    .copy = cuda_copy,
-    .copy_rect = cuda_copy_rect,
-    .copy_batch = cuda_copy_batch,
-    .kernel_load = cuda_kernel_load,
-    .kernel_run = cuda_kernel_run,
+    .copy = gpu_cuda_copy,
+    .copy_rect = gpu_cuda_copy_rect,
+    .copy_batch = gpu_cuda_copy_batch,
+    .kernel_load = gpu_cuda_kernel_load,
+    .kernel_run = gpu_cuda_kernel_run,
     .peer_can = cuda_peer_can,
     .peer_enable = cuda_peer_enable,
     .link = cuda_link,

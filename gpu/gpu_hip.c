@@ -3,82 +3,11 @@
  * what only later ones have is optional. A dma-buf is had from HIP or, before it could, from the
  * HSA runtime below it. The gather kernel is compiled by hiprtc, where that is installed. Any
  * thread. */
-#include <dlfcn.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "gpu/gpu_priv.h"
-
-/* hip_runtime_api.h */
-enum {
-	ATTR_UNITS = 63,
-	MEMORY_DEVICE_5 = 1, /* before 6.0 */
-	MEMORY_DEVICE = 2,
-	VERSION_6 = 60000000,
-	COPY_DEFAULT = 4,
-	LINK_PCIE = 2, /* HSA_AMD_LINK_INFO_TYPE_* */
-	LINK_XGMI = 4,
-};
-
-struct hip_calls {
-	struct gpu_queue_calls queue; /* first: see struct gpu_adapter */
-	int (*init)(unsigned flags);
-	int (*version)(int *version);
-	int (*device_count)(int *n);
-	int (*device_name)(char *name, int len, int dev);
-	int (*device_pci)(char *pci, int len, int dev);
-	int (*device_mem)(size_t *bytes, int dev);
-	int (*device_attr)(int *value, int attr, int dev);
-	int (*device_set)(int dev);
-	int (*device_current)(int *dev);
-	int (*device_reset)(void);
-	int (*mem_alloc)(void **addr, size_t bytes);
-	int (*mem_free)(void *addr);
-	int (*host_alloc)(void **addr, size_t bytes, unsigned flags);
-	int (*host_free)(void *addr);
-	int (*host_register)(void *addr, size_t bytes, unsigned flags);
-	int (*host_unregister)(void *addr);
-	int (*range)(void **base, size_t *bytes, void *addr);
-	int (*pointer_attr)(void *value, int attr, void *addr);
-	int (*ipc_get)(struct gpu_ipc_handle *ipc, void *addr);
-	int (*ipc_open)(void **addr, struct gpu_ipc_handle ipc, unsigned flags);
-	int (*ipc_close)(void *addr);
-	int (*copy)(void *dst, const void *src, size_t bytes, int kind, void *stream);
-	int (*copy_2d)(void *dst, size_t dst_pitch, const void *src, size_t src_pitch, size_t width,
-		       size_t height, int kind, void *stream);
-	int (*peer_can)(int *can, int dev, int peer);
-	int (*peer_enable)(int peer, unsigned flags);
-	const char *(*error_name)(int code);
-	/* NULL where the runtime has none */
-	int (*device_uuid)(char uuid[KVX_GPU_UUID_BYTES], int dev);
-	int (*link)(int dev, int peer, uint32_t *type, uint32_t *hops);
-	int (*copy_batch)(void **dsts, void **srcs, size_t *lens, size_t n,
-			  struct gpu_copy_attributes *attrs, size_t *attr_starts, size_t n_attrs,
-			  size_t *failed, void *stream);
-	int (*range_handle)(void *out_handle, void *addr, size_t bytes, int type,
-			    unsigned long long flags);
-	int (*vmm_retain)(void **out_handle, void *addr);
-	int (*vmm_release)(void *handle);
-	int (*module_load)(void **module, const void *image);
-	int (*module_function)(void **function, void *module, const char *name);
-	int (*launch)(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
-		      unsigned by, unsigned bz, unsigned shared_bytes, void *stream, void **params,
-		      void **extra);
-};
-
-/* Of libraries beside it; all or nothing. */
-struct hiprtc_calls {
-	int (*create)(void **program, const char *source, const char *name, int n_headers,
-		      const char *const *headers, const char *const *header_names);
-	int (*compile)(void *program, int n_options, const char *const *options);
-	int (*code_bytes)(void *program, size_t *bytes);
-	int (*code)(void *program, char *code);
-	int (*destroy)(void **program);
-};
-struct hsa_calls {
-	int (*export_dmabuf)(const void *addr, size_t bytes, int *fd, uint64_t *offset);
-};
+#include "gpu/gpu_hip_priv.h"
 
 #define NEED(field, name)                                                                          \
 	{                                                                                          \
@@ -124,6 +53,7 @@ static const struct gpu_symbol hip_symbols[] = {
     NEED(peer_can, "hipDeviceCanAccessPeer"),
     NEED(peer_enable, "hipDeviceEnablePeerAccess"),
     NEED(error_name, "hipGetErrorName"),
+    MAY(queue.ipc_get_event, "hipIpcGetEventHandle"),
     MAY(device_uuid, "hipDeviceGetUuid"),
     MAY(link, "hipExtGetLinkTypeAndHopCount"),
     MAY(copy_batch, "hipMemcpyBatchAsync"),
@@ -147,33 +77,6 @@ static const struct gpu_symbol hiprtc_symbols[] = {
 static const struct gpu_symbol hsa_symbols[] = {
     {"hsa_amd_portable_export_dmabuf", offsetof(struct hsa_calls, export_dmabuf), true, NULL},
 };
-
-struct hip {
-	struct kvx_gpu gpu;
-	struct hip_calls calls;
-	struct hiprtc_calls rtc;
-	struct hsa_calls hsa;
-	bool have_rtc, have_hsa;
-	unsigned memory_device; /* this version's number for memory of a device */
-};
-
-_Static_assert(offsetof(struct hip, calls.queue) == offsetof(struct gpu_adapter, queue),
-	       "it begins as every adapter");
-
-static struct hip *hip_of(struct kvx_gpu *gpu)
-{
-	return (struct hip *)gpu; /* its first member */
-}
-
-static const struct hip_calls *calls_of(struct kvx_gpu *gpu)
-{
-	return &hip_of(gpu)->calls;
-}
-
-static void *ptr(uint64_t addr)
-{
-	return (void *)(uintptr_t)addr;
-}
 
 /* ---- devices */
 
@@ -248,232 +151,13 @@ static void hip_unbind(struct kvx_gpu *gpu, const struct kvx_gpu_bound *before)
 
 static int hip_reset(struct kvx_gpu *gpu, int device)
 {
-	int code = calls_of(gpu)->device_set(device);
-
-	if (code == 0)
-		code = calls_of(gpu)->device_reset();
-	return gpu_err(code);
-}
-
-/* ---- memory */
-
-static int hip_mem_alloc(struct kvx_gpu *gpu, uint64_t bytes, uint64_t *out_addr)
-{
-	void *addr = NULL;
-	int code = calls_of(gpu)->mem_alloc(&addr, bytes);
-
-	if (code != 0)
-		return gpu_err(code);
-	*out_addr = (uintptr_t)addr;
-	return 0;
-}
-
-static int hip_mem_free(struct kvx_gpu *gpu, uint64_t addr)
-{
-	return gpu_err(calls_of(gpu)->mem_free(ptr(addr)));
-}
-
-static int hip_host_alloc(struct kvx_gpu *gpu, uint64_t bytes, void **out_addr)
-{
-	return gpu_err(
-	    calls_of(gpu)->host_alloc(out_addr, bytes, GPU_HOST_PORTABLE | GPU_HOST_MAPPED));
-}
-
-static int hip_host_free(struct kvx_gpu *gpu, void *addr)
-{
-	return gpu_err(calls_of(gpu)->host_free(addr));
-}
-
-static int hip_host_pin(struct kvx_gpu *gpu, void *addr, uint64_t bytes)
-{
-	return gpu_err(
-	    calls_of(gpu)->host_register(addr, bytes, GPU_HOST_PORTABLE | GPU_HOST_MAPPED));
-}
-
-static int hip_host_unpin(struct kvx_gpu *gpu, void *addr)
-{
-	return gpu_err(calls_of(gpu)->host_unregister(addr));
-}
-
-/* Only memory of the virtual memory calls has a handle to retain. To ask for its IPC handle is not
- * safe: some versions of the driver take that badly. */
-static bool hip_is_mapped(const struct hip_calls *calls, uint64_t addr)
-{
-	void *handle = NULL;
-
-	if (calls->vmm_retain == NULL || calls->vmm_release == NULL ||
-	    calls->vmm_retain(&handle, ptr(addr)) != 0)
-		return false;
-	calls->vmm_release(handle);
-	return true;
-}
-
-static int hip_owner(struct kvx_gpu *gpu, uint64_t addr, int *out_device)
-{
 	const struct hip_calls *calls = calls_of(gpu);
-	unsigned type = 0;
-	int device = -1;
+	int now = -1;
+	int code = calls->device_set(device); /* which may also tell an error of an earlier call */
 
-	int code = calls->pointer_attr(&type, GPU_POINTER_MEMORY_TYPE, ptr(addr));
-	if (code == 0 && type == hip_of(gpu)->memory_device)
-		code = calls->pointer_attr(&device, GPU_POINTER_DEVICE, ptr(addr));
-	if (code != 0)
+	if (code != 0 && (calls->device_current(&now) != 0 || now != device))
 		return gpu_err(code);
-	*out_device = device;
-	return 0;
-}
-
-static int hip_range(struct kvx_gpu *gpu, uint64_t addr, struct kvx_gpu_range *out)
-{
-	const struct hip_calls *calls = calls_of(gpu);
-	struct kvx_gpu_range range = {.device = -1};
-	void *base = NULL;
-	size_t bytes = 0;
-
-	int err = hip_owner(gpu, addr, &range.device);
-	if (err < 0)
-		return err;
-	range.on_device = range.device >= 0;
-	if (!range.on_device) {
-		*out = range;
-		return 0;
-	}
-	int code = calls->range(&base, &bytes, ptr(addr));
-	if (code != 0)
-		return gpu_err(code);
-	range.base = (uintptr_t)base;
-	range.bytes = bytes;
-	range.mapped = hip_is_mapped(calls, addr);
-	*out = range;
-	return 0;
-}
-
-static int hip_ipc_export(struct kvx_gpu *gpu, uint64_t base, uint8_t out_ipc[KVX_GPU_IPC_BYTES])
-{
-	struct gpu_ipc_handle ipc;
-	int code = calls_of(gpu)->ipc_get(&ipc, ptr(base));
-
-	if (code != 0)
-		return gpu_err(code);
-	memcpy(out_ipc, ipc.bytes, sizeof(ipc.bytes));
-	return 0;
-}
-
-static int hip_ipc_open(struct kvx_gpu *gpu, const uint8_t bytes[KVX_GPU_IPC_BYTES],
-			uint64_t *out_addr)
-{
-	struct gpu_ipc_handle ipc;
-	void *addr = NULL;
-
-	memcpy(ipc.bytes, bytes, sizeof(ipc.bytes));
-	int code = calls_of(gpu)->ipc_open(&addr, ipc, GPU_IPC_LAZY_PEER_ACCESS);
-	if (code != 0)
-		return gpu_err(code);
-	*out_addr = (uintptr_t)addr;
-	return 0;
-}
-
-static int hip_ipc_close(struct kvx_gpu *gpu, uint64_t addr)
-{
-	return gpu_err(calls_of(gpu)->ipc_close(ptr(addr)));
-}
-
-static int hip_dmabuf_export(struct kvx_gpu *gpu, uint64_t addr, uint64_t bytes, int *out_fd,
-			     uint64_t *out_offset)
-{
-	const struct hip *hip = hip_of(gpu);
-	uint64_t offset = 0;
-	int fd = -1, code = 801;
-
-	if (hip->calls.range_handle != NULL)
-		code = hip->calls.range_handle(&fd, ptr(addr), bytes, GPU_RANGE_DMABUF_FD, 0);
-	if (code != 0 && hip->have_hsa) {
-		code = hip->hsa.export_dmabuf(ptr(addr), bytes, &fd, &offset);
-		if (code != 0) /* one of HSA's own numbers */
-			return -EOPNOTSUPP;
-	}
-	if (code != 0)
-		return gpu_err(code);
-	*out_fd = fd;
-	*out_offset = offset;
-	return 0;
-}
-
-/* ---- copies */
-
-static int hip_copy(struct kvx_gpu *gpu, uint64_t dst, uint64_t src, uint64_t bytes, void *stream)
-{
-	return gpu_err(calls_of(gpu)->copy(ptr(dst), ptr(src), bytes, COPY_DEFAULT, stream));
-}
-
-static int hip_copy_rect(struct kvx_gpu *gpu, const struct kvx_gpu_rect *rect, void *stream)
-{
-	return gpu_err(calls_of(gpu)->copy_2d(ptr(rect->dst), rect->dst_pitch, ptr(rect->src),
-					      rect->src_pitch, rect->width, rect->height,
-					      COPY_DEFAULT, stream));
-}
-
-_Static_assert(sizeof(void *) == sizeof(uint64_t), "addresses are handed over as they are");
-
-static int hip_copy_batch(struct kvx_gpu *gpu, uint64_t *dsts, uint64_t *srcs, size_t *lens,
-			  size_t n, void *stream)
-{
-	const struct hip_calls *calls = calls_of(gpu);
-	struct gpu_copy_attributes attrs = {.source_order = GPU_ORDER_STREAM};
-	size_t start = 0, failed = 0;
-
-	if (calls->copy_batch == NULL)
-		return -EOPNOTSUPP;
-	return gpu_err(calls->copy_batch((void **)(void *)dsts, (void **)(void *)srcs, lens, n,
-					 &attrs, &start, 1, &failed, stream));
-}
-
-/* The code of the kernel for the bound device; free(3) it. NULL: hiprtc could not. */
-static char *hip_kernel_compile(const struct hiprtc_calls *rtc)
-{
-	void *program = NULL;
-	size_t bytes = 0;
-	char *code = NULL;
-
-	if (rtc->create(&program, gpu_kernel_source, KVX_GPU_KERNEL, 0, NULL, NULL) != 0)
-		return NULL;
-	if (rtc->compile(program, 0, NULL) == 0 && rtc->code_bytes(program, &bytes) == 0)
-		code = malloc(bytes > 0 ? bytes : 1);
-	if (code != NULL && rtc->code(program, code) != 0) {
-		free(code);
-		code = NULL;
-	}
-	rtc->destroy(&program);
-	return code;
-}
-
-static int hip_kernel_load(struct kvx_gpu *gpu, void **out_kernel)
-{
-	const struct hip *hip = hip_of(gpu);
-	void *module = NULL, *function = NULL;
-
-	if (!(gpu->caps & KVX_GPU_CAP_KERNEL))
-		return -EOPNOTSUPP;
-	char *image = hip_kernel_compile(&hip->rtc);
-	if (image == NULL)
-		return -EOPNOTSUPP;
-	int code = hip->calls.module_load(&module, image);
-	free(image);
-	if (code == 0)
-		code = hip->calls.module_function(&function, module, KVX_GPU_KERNEL);
-	if (code != 0)
-		return gpu_err(code);
-	*out_kernel = function;
-	return 0;
-}
-
-static int hip_kernel_run(struct kvx_gpu *gpu, void *kernel, uint64_t pieces, uint32_t n,
-			  void *stream)
-{
-	void *params[] = {&pieces, &n};
-
-	return gpu_err(calls_of(gpu)->launch(kernel, n, 1, 1, GPU_KERNEL_THREADS, 1, 1, 0, stream,
-					     params, NULL));
+	return gpu_err(calls->device_reset());
 }
 
 /* ---- peers */
@@ -524,18 +208,18 @@ static const struct kvx_gpu_ops hip_ops = {
     .bind = hip_bind,
     .unbind = hip_unbind,
     .reset = hip_reset,
-    .mem_alloc = hip_mem_alloc,
-    .mem_free = hip_mem_free,
-    .host_alloc = hip_host_alloc,
-    .host_free = hip_host_free,
-    .host_pin = hip_host_pin,
-    .host_unpin = hip_host_unpin,
-    .owner = hip_owner,
-    .range = hip_range,
-    .ipc_export = hip_ipc_export,
-    .ipc_open = hip_ipc_open,
-    .ipc_close = hip_ipc_close,
-    .dmabuf_export = hip_dmabuf_export,
+    .mem_alloc = gpu_hip_mem_alloc,
+    .mem_free = gpu_hip_mem_free,
+    .host_alloc = gpu_hip_host_alloc,
+    .host_free = gpu_hip_host_free,
+    .host_pin = gpu_hip_host_pin,
+    .host_unpin = gpu_hip_host_unpin,
+    .owner = gpu_hip_owner,
+    .range = gpu_hip_range,
+    .ipc_export = gpu_hip_ipc_export,
+    .ipc_open = gpu_hip_ipc_open,
+    .ipc_close = gpu_hip_ipc_close,
+    .dmabuf_export = gpu_hip_dmabuf_export,
     .stream_create = gpu_stream_create,
     .stream_destroy = gpu_stream_destroy,
     .stream_sync = gpu_stream_sync,
@@ -543,12 +227,13 @@ static const struct kvx_gpu_ops hip_ops = {
     .event_destroy = gpu_event_destroy,
     .event_record = gpu_event_record,
     .event_query = gpu_event_query,
+    .event_export = gpu_event_export,
     .event_open = gpu_event_open,
-    .copy = hip_copy,
-    .copy_rect = hip_copy_rect,
-    .copy_batch = hip_copy_batch,
-    .kernel_load = hip_kernel_load,
-    .kernel_run = hip_kernel_run,
+    .copy = gpu_hip_copy,
+    .copy_rect = gpu_hip_copy_rect,
+    .copy_batch = gpu_hip_copy_batch,
+    .kernel_load = gpu_hip_kernel_load,
+    .kernel_run = gpu_hip_kernel_run,
     .peer_can = hip_peer_can,
     .peer_enable = hip_peer_enable,
     .link = hip_link,

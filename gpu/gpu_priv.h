@@ -1,4 +1,4 @@
-/* Inside gpu/: what the adapters (gpu_cuda.c, gpu_hip.c) and gpu.c share. */
+/* Inside gpu/: what the adapters (gpu_cuda*.c, gpu_hip*.c) and gpu.c share. */
 #ifndef KVX_GPU_PRIV_H
 #define KVX_GPU_PRIV_H
 
@@ -60,6 +60,8 @@ struct gpu_queue_calls {
 	int (*event_record)(void *event, void *stream);
 	int (*event_query)(void *event);
 	int (*ipc_open_event)(void **event, struct gpu_ipc_handle ipc);
+	int (*ipc_get_event)(struct gpu_ipc_handle *ipc,
+			     void *event); /* NULL where it is missing */
 };
 /* How an adapter's own struct begins. */
 struct gpu_adapter {
@@ -74,6 +76,7 @@ int gpu_event_destroy(struct kvx_gpu *gpu, void *event);
 int gpu_event_record(struct kvx_gpu *gpu, void *event, void *stream);
 int gpu_event_query(struct kvx_gpu *gpu, void *event);
 int gpu_event_open(struct kvx_gpu *gpu, const uint8_t bytes[KVX_GPU_IPC_BYTES], void **out_event);
+int gpu_event_export(struct kvx_gpu *gpu, void *event, uint8_t out_bytes[KVX_GPU_IPC_BYTES]);
 
 int gpu_cuda_open(const struct kvx_gpu_find *find, struct kvx_gpu **out_gpu, struct kvx_why *why);
 int gpu_hip_open(const struct kvx_gpu_find *find, struct kvx_gpu **out_gpu, struct kvx_why *why);

@@ -1,5 +1,6 @@
 /* Streams and events, which CUDA and HIP have with the same arguments under names of their own. Any
  * thread. */
+#include <errno.h>
 #include <string.h>
 
 #include "gpu/gpu_priv.h"
@@ -52,4 +53,16 @@ int gpu_event_open(struct kvx_gpu *gpu, const uint8_t bytes[KVX_GPU_IPC_BYTES], 
 
 	memcpy(ipc.bytes, bytes, sizeof(ipc.bytes));
 	return gpu_err(calls_of(gpu)->ipc_open_event(out_event, ipc));
+}
+
+int gpu_event_export(struct kvx_gpu *gpu, void *event, uint8_t out_bytes[KVX_GPU_IPC_BYTES])
+{
+	struct gpu_ipc_handle ipc;
+
+	if (calls_of(gpu)->ipc_get_event == NULL)
+		return -EOPNOTSUPP;
+	int err = gpu_err(calls_of(gpu)->ipc_get_event(&ipc, event));
+	if (err == 0)
+		memcpy(out_bytes, ipc.bytes, sizeof(ipc.bytes));
+	return err;
 }
