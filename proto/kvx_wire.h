@@ -14,7 +14,8 @@
 #include <stdint.h>
 
 #define KVX_WIRE_HDR_BYTES 8u
-#define KVX_WIRE_MAX_FDS   4u /* fds of one frame */
+#define KVX_WIRE_MAX_FDS   250u /* fds of one frame, of the type that may carry many */
+#define KVX_WIRE_FEW_FDS   4u   /* of any other */
 
 struct kvx_wire_hdr {
 	uint32_t len_bytes;
@@ -30,8 +31,9 @@ struct kvx_msg {
 	uint16_t type;
 	uint32_t len_bytes;
 	const uint8_t *body;
+	bool fds_lost; /* it had fds, for which this process had no room (RLIMIT_NOFILE) */
 	unsigned n_fds;
-	int fds[KVX_WIRE_MAX_FDS];
+	int fds[KVX_WIRE_MAX_FDS]; /* n_fds of them are written */
 };
 /* Moves fd i out of the message (it becomes -1 there); -1 when there is none. */
 int kvx_msg_take_fd(struct kvx_msg *msg, unsigned i);
@@ -47,13 +49,17 @@ void kvx_reader_destroy(
  * sender likes. Those in a message are for who has the message. */
 void kvx_reader_set_discard(struct kvx_reader *reader, void (*discard)(void *arg, int fd),
 			    void *arg);
-/* One recvmsg. > 0: bytes read; 0: end of stream; -EAGAIN: nothing there now; -EPROTO: MSG_CTRUNC
- * or more fds than any frame may carry (all are closed); -ENOMEM; else -errno of recvmsg(2). */
+/* Frames of this type may carry KVX_WIRE_MAX_FDS fds from now on. Without this call no frame may
+ * carry more than KVX_WIRE_FEW_FDS. */
+void kvx_reader_allow_fds(struct kvx_reader *reader, uint16_t type);
+/* One recvmsg. > 0: bytes read; 0: end of stream; -EAGAIN: nothing there now; -EPROTO: more fds
+ * than any frame may carry; -EDQUOT: more in frames that were not taken yet than two frames may
+ * carry (either way all are closed); -ENOMEM; else -errno of recvmsg(2). */
 int kvx_reader_fill(struct kvx_reader *reader, int fd);
 /* Feeds bytes from memory instead of a socket (tests, fuzzers). 0 or -ENOMEM. */
 int kvx_reader_feed(struct kvx_reader *reader, const void *data, size_t len);
 /* 1: *out_msg is the next whole frame; 0: none yet; -EMSGSIZE: body over the limit; -EPROTO: more
- * fds announced than allowed, or announced fds that did not come. After an error the stream is
+ * fds announced than allowed, or announced fds that were not sent. After an error the stream is
  * lost: close it. */
 int kvx_reader_next(struct kvx_reader *reader, struct kvx_msg *out_msg);
 /* Largest body accepted from now on (raised after HELLO). */
@@ -69,8 +75,11 @@ uint8_t *kvx_writer_reserve(struct kvx_writer *writer, uint16_t type, uint32_t b
  * 0, -ENOMEM, -EMFILE, -EINVAL (n_fds > KVX_WIRE_MAX_FDS). On error nothing is queued. */
 int kvx_writer_put(struct kvx_writer *writer, uint16_t type, const void *body, uint32_t body_bytes,
 		   const int *fds, unsigned n_fds);
-/* Sends what the socket takes (MSG_NOSIGNAL | MSG_DONTWAIT). 0: all sent; -EAGAIN: some left; else
- * -errno. */
+/* Takes back the frame that was put last, if it has fds and nothing of it was sent. */
+bool kvx_writer_unput(struct kvx_writer *writer);
+/* Sends what the socket takes (MSG_NOSIGNAL | MSG_DONTWAIT). 0: all sent; -EAGAIN: some left;
+ * -ETOOMANYREFS: more fds of this user are on their way than one process may have open; the frame
+ * is still queued. Else -errno. */
 int kvx_writer_flush(struct kvx_writer *writer, int fd);
 /* For another way out than a socket (TLS); frames with fds cannot go that way. peek: the next bytes
  * to be sent, valid until the next call; false: there are none. consume: so many of them are sent.

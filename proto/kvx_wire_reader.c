@@ -6,7 +6,8 @@
  * that piece's first byte. So the fds of a frame come in the same call as its first byte: for each
  * fd the reader keeps which stretch of the stream came in that call, and a frame gets exactly those
  * whose stretch holds its first byte. Fds that no frame announced are an error, not a gift to the
- * next one.
+ * next one. Where this process had no room for all fds of a call (MSG_CTRUNC) it keeps none of
+ * them: a mark stands for them, and the frame comes without.
  */
 #include "proto/kvx_wire.h"
 
@@ -18,11 +19,12 @@
 
 #define BASE_BYTES   8192u
 #define SHRINK_FILLS 64u /* fills without need of the large buffer before it is given back */
-#define MAX_QUEUED   (4 * KVX_WIRE_MAX_FDS)
+#define FEW_QUEUED   (4 * KVX_WIRE_FEW_FDS)
+#define MANY_QUEUED  (2 * KVX_WIRE_MAX_FDS)
 #define SCM_MOST_FDS 253u /* that one sendmsg(2) can pass */
 
 struct queued_fd {
-	int fd;
+	int fd;              /* -1: the mark for all of the call */
 	uint64_t begin, end; /* stream offsets of what came in the same call */
 };
 
@@ -33,9 +35,11 @@ struct kvx_reader {
 	uint64_t start_offset; /* stream offset of buf[start] */
 	uint32_t max_body_bytes;
 	unsigned n_small_fills;
-	int err; /* sticky: the stream is lost */
-	unsigned n_fds;
-	struct queued_fd fds[MAX_QUEUED]; /* in order of arrival */
+	int err;   /* sticky: the stream is lost */
+	bool many; /* frames of many_type may carry many fds */
+	uint16_t many_type;
+	unsigned n_fds, fds_capacity;
+	struct queued_fd *fds; /* in order of arrival */
 	void (*discard)(void *arg, int fd);
 	void *discard_arg;
 };
@@ -60,7 +64,8 @@ int kvx_reader_create(uint32_t max_body_bytes, struct kvx_reader **out_reader)
 static void reader_close_fds(struct kvx_reader *reader)
 {
 	for (unsigned i = 0; i < reader->n_fds; i++)
-		reader->discard(reader->discard_arg, reader->fds[i].fd);
+		if (reader->fds[i].fd >= 0)
+			reader->discard(reader->discard_arg, reader->fds[i].fd);
 	reader->n_fds = 0;
 }
 
@@ -76,8 +81,15 @@ void kvx_reader_destroy(struct kvx_reader *reader)
 	if (reader == NULL)
 		return;
 	reader_close_fds(reader);
+	free(reader->fds);
 	free(reader->buf);
 	free(reader);
+}
+
+void kvx_reader_allow_fds(struct kvx_reader *reader, uint16_t type)
+{
+	reader->many = true;
+	reader->many_type = type;
 }
 
 void kvx_reader_set_max(struct kvx_reader *reader, uint32_t max_body_bytes)
@@ -102,7 +114,8 @@ static int reader_peek(const struct kvx_reader *reader, struct kvx_wire_hdr *out
 	kvx_wire_hdr_unpack(reader->buf + reader->start, &hdr);
 	if (hdr.len_bytes > reader->max_body_bytes)
 		return -EMSGSIZE;
-	if (hdr.n_fds > KVX_WIRE_MAX_FDS)
+	if (hdr.n_fds > KVX_WIRE_MAX_FDS ||
+	    (hdr.n_fds > KVX_WIRE_FEW_FDS && !(reader->many && hdr.type == reader->many_type)))
 		return -EPROTO;
 	*out_hdr = hdr;
 	return 1;
@@ -184,11 +197,50 @@ static int reader_prepare(struct kvx_reader *reader)
 	return reader->end < reader->capacity ? 0 : -ENOBUFS; /* whole frames wait to be taken */
 }
 
+/* Room for n more that are queued. */
+static int reader_reserve_fds(struct kvx_reader *reader, size_t n)
+{
+	size_t need = reader->n_fds + n;
+	struct queued_fd *fds;
+
+	if (need > (reader->many ? MANY_QUEUED : FEW_QUEUED))
+		return -EDQUOT;
+	if (need <= reader->fds_capacity)
+		return 0;
+	if (need < FEW_QUEUED)
+		need = FEW_QUEUED;
+	fds = realloc(reader->fds, need * sizeof(*fds));
+	if (fds == NULL)
+		return -ENOMEM;
+	reader->fds = fds;
+	reader->fds_capacity = (unsigned)need;
+	return 0;
+}
+
+/* The fds of one control message; they are discarded when they are not to be kept. */
+static void reader_queue_fds(struct kvx_reader *reader, const struct cmsghdr *c, size_t n_fds,
+			     const struct queued_fd *stretch)
+{
+	for (size_t i = 0; i < n_fds; i++) {
+		struct queued_fd q = {-1, 0, 0};
+
+		if (stretch != NULL)
+			q = *stretch;
+		memcpy(&q.fd, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
+		if (stretch != NULL)
+			reader->fds[reader->n_fds++] = q;
+		else
+			reader->discard(reader->discard_arg, q.fd);
+	}
+}
+
 /* Queues the fds of one recvmsg that brought n bytes. */
 static int reader_take_fds(struct kvx_reader *reader, struct msghdr *mh, size_t n)
 {
 	uint64_t begin = reader->start_offset + (reader->end - reader->start);
-	int overflow = (mh->msg_flags & MSG_CTRUNC) != 0;
+	const struct queued_fd stretch = {-1, begin, begin + n};
+	bool lost = (mh->msg_flags & MSG_CTRUNC) != 0;
+	int err = 0;
 
 	for (struct cmsghdr *c = CMSG_FIRSTHDR(mh); c != NULL; c = CMSG_NXTHDR(mh, c)) {
 		size_t n_fds;
@@ -196,20 +248,18 @@ static int reader_take_fds(struct kvx_reader *reader, struct msghdr *mh, size_t 
 		if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
 			continue;
 		n_fds = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-		overflow |= n_fds > KVX_WIRE_MAX_FDS;
-		for (size_t i = 0; i < n_fds; i++) {
-			int fd;
-
-			memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
-			if (reader->n_fds == MAX_QUEUED) {
-				overflow = 1;
-				reader->discard(reader->discard_arg, fd);
-				continue;
-			}
-			reader->fds[reader->n_fds++] = (struct queued_fd){fd, begin, begin + n};
-		}
+		if (err == 0 && n_fds > (reader->many ? KVX_WIRE_MAX_FDS : KVX_WIRE_FEW_FDS))
+			err = -EPROTO;
+		if (err == 0 && !lost)
+			err = reader_reserve_fds(reader, n_fds);
+		reader_queue_fds(reader, c, n_fds, err == 0 && !lost ? &stretch : NULL);
 	}
-	return overflow ? reader_fail(reader, -EPROTO) : 0;
+	if (err == 0 && lost) {
+		err = reader_reserve_fds(reader, 1);
+		if (err == 0)
+			reader->fds[reader->n_fds++] = stretch;
+	}
+	return err < 0 ? reader_fail(reader, err) : 0;
 }
 
 int kvx_reader_fill(struct kvx_reader *reader, int fd)
@@ -262,49 +312,64 @@ int kvx_reader_feed(struct kvx_reader *reader, const void *data, size_t len)
 	return 0;
 }
 
-/* How many queued fds came in the call that brought the first byte of the frame at start; an error
- * when one came in an earlier call: no frame announced it. */
-static int reader_count_own_fds(const struct kvx_reader *reader)
+/* Is there one that came before the frame at start? No frame has announced it. */
+static bool reader_has_stray_fds(const struct kvx_reader *reader)
 {
-	int n = 0;
+	return reader->n_fds > 0 && reader->fds[0].end <= reader->start_offset;
+}
 
-	for (unsigned i = 0; i < reader->n_fds; i++) {
-		const struct queued_fd *q = &reader->fds[i];
+/* How many queued fds came in the call that brought the first byte of the frame at start. */
+static unsigned reader_count_own_fds(const struct kvx_reader *reader)
+{
+	unsigned n = 0;
 
-		if (q->end <= reader->start_offset)
-			return -EPROTO;
-		if (q->begin <= reader->start_offset)
-			n++;
-	}
+	while (n < reader->n_fds && reader->fds[n].begin <= reader->start_offset)
+		n++;
 	return n;
+}
+
+/* Those before n have a message. */
+static void reader_shift_fds(struct kvx_reader *reader, unsigned n)
+{
+	if (n == 0)
+		return;
+	reader->n_fds -= n;
+	memmove(reader->fds, reader->fds + n, reader->n_fds * sizeof(reader->fds[0]));
+	if (reader->n_fds > 0 || reader->fds_capacity <= FEW_QUEUED)
+		return;
+	free(reader->fds);
+	reader->fds = NULL;
+	reader->fds_capacity = 0;
 }
 
 static int reader_give_fds(struct kvx_reader *reader, struct kvx_msg *msg, unsigned n_fds)
 {
-	int n_own = reader_count_own_fds(reader);
+	unsigned n_own = reader_count_own_fds(reader);
 
-	if (n_own < 0)
-		return n_own;
-	if ((unsigned)n_own < n_fds)
+	msg->fds_lost = n_fds > 0 && n_own > 0 && reader->fds[0].fd < 0;
+	msg->n_fds = 0;
+	if (msg->fds_lost) {
+		reader_shift_fds(reader, 1);
+		return 0;
+	}
+	if (n_own < n_fds)
 		return -EPROTO;
 	for (unsigned i = 0; i < n_fds; i++)
 		msg->fds[i] = reader->fds[i].fd;
 	msg->n_fds = n_fds;
-	reader->n_fds -= n_fds;
-	memmove(reader->fds, reader->fds + n_fds, reader->n_fds * sizeof(reader->fds[0]));
+	reader_shift_fds(reader, n_fds);
 	return 0;
 }
 
 int kvx_reader_next(struct kvx_reader *reader, struct kvx_msg *out_msg)
 {
 	struct kvx_wire_hdr hdr;
-	struct kvx_msg msg;
 	size_t frame;
 	int err;
 
 	if (reader->err < 0)
 		return reader->err;
-	err = reader_peek(reader, &hdr);
+	err = reader_has_stray_fds(reader) ? -EPROTO : reader_peek(reader, &hdr);
 	if (err < 0)
 		return reader_fail(reader, err);
 	if (err == 0)
@@ -312,15 +377,13 @@ int kvx_reader_next(struct kvx_reader *reader, struct kvx_msg *out_msg)
 	frame = (size_t)KVX_WIRE_HDR_BYTES + hdr.len_bytes;
 	if (reader->end - reader->start < frame)
 		return 0;
-	memset(&msg, 0, sizeof(msg));
-	err = reader_give_fds(reader, &msg, hdr.n_fds);
+	err = reader_give_fds(reader, out_msg, hdr.n_fds);
 	if (err < 0)
 		return reader_fail(reader, err);
-	msg.type = hdr.type;
-	msg.len_bytes = hdr.len_bytes;
-	msg.body = reader->buf + reader->start + KVX_WIRE_HDR_BYTES;
+	out_msg->type = hdr.type;
+	out_msg->len_bytes = hdr.len_bytes;
+	out_msg->body = reader->buf + reader->start + KVX_WIRE_HDR_BYTES;
 	reader->start += frame;
 	reader->start_offset += frame;
-	*out_msg = msg;
 	return 1;
 }

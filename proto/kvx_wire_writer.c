@@ -24,7 +24,7 @@ struct chunk {
 	size_t len;
 	size_t sent;
 	unsigned n_fds; /* not yet sent; they go with the first byte */
-	int fds[KVX_WIRE_MAX_FDS];
+	int *fds;       /* NULL: none */
 	uint8_t bytes[];
 };
 
@@ -44,10 +44,17 @@ int kvx_writer_create(struct kvx_writer **out_writer)
 	return 0;
 }
 
+static void fds_destroy(int *fds, unsigned n_fds)
+{
+	for (unsigned i = 0; i < n_fds; i++)
+		close(fds[i]);
+	free(fds);
+}
+
 static void chunk_close_fds(struct chunk *chunk)
 {
-	for (unsigned i = 0; i < chunk->n_fds; i++)
-		close(chunk->fds[i]);
+	fds_destroy(chunk->fds, chunk->n_fds);
+	chunk->fds = NULL;
 	chunk->n_fds = 0;
 }
 
@@ -127,18 +134,25 @@ uint8_t *kvx_writer_reserve(struct kvx_writer *writer, uint16_t type, uint32_t b
 	return writer_add(writer, &hdr);
 }
 
-static int fds_dup(const int *fds, unsigned n_fds, int *out_fds)
+static int fds_dup(const int *fds, unsigned n_fds, int **out_fds)
 {
+	int *dups = NULL;
+
+	if (n_fds > 0) {
+		dups = malloc(n_fds * sizeof(int));
+		if (dups == NULL)
+			return -ENOMEM;
+	}
 	for (unsigned i = 0; i < n_fds; i++) {
-		out_fds[i] = fcntl(fds[i], F_DUPFD_CLOEXEC, 0);
-		if (out_fds[i] < 0) {
+		dups[i] = fcntl(fds[i], F_DUPFD_CLOEXEC, 0);
+		if (dups[i] < 0) {
 			int err = -errno;
 
-			while (i-- > 0)
-				close(out_fds[i]);
+			fds_destroy(dups, i);
 			return err;
 		}
 	}
+	*out_fds = dups;
 	return 0;
 }
 
@@ -146,28 +160,50 @@ int kvx_writer_put(struct kvx_writer *writer, uint16_t type, const void *body, u
 		   const int *fds, unsigned n_fds)
 {
 	struct kvx_wire_hdr hdr = {.len_bytes = body_bytes, .type = type, .n_fds = (uint16_t)n_fds};
-	int dups[KVX_WIRE_MAX_FDS];
 	uint8_t *place;
-	int err;
+	int *dups = NULL, err;
 
 	if (n_fds > KVX_WIRE_MAX_FDS)
 		return -EINVAL;
-	err = fds_dup(fds, n_fds, dups);
+	err = fds_dup(fds, n_fds, &dups);
 	if (err < 0)
 		return err;
 	place = writer_add(writer, &hdr);
 	if (place == NULL) {
-		for (unsigned i = 0; i < n_fds; i++)
-			close(dups[i]);
+		fds_destroy(dups, n_fds);
 		return -ENOMEM;
 	}
 	if (body_bytes > 0)
 		memcpy(place, body, body_bytes);
 	if (n_fds > 0) {
-		memcpy(writer->tail->fds, dups, n_fds * sizeof(int));
+		writer->tail->fds = dups;
 		writer->tail->n_fds = n_fds;
 	}
 	return 0;
+}
+
+/* Such a frame begins its chunk, and its fds go with its first byte. */
+bool kvx_writer_unput(struct kvx_writer *writer)
+{
+	struct chunk *last = writer->tail, *before = NULL;
+	struct kvx_wire_hdr hdr;
+
+	if (last == NULL || last->n_fds == 0)
+		return false;
+	kvx_wire_hdr_unpack(last->bytes, &hdr);
+	if (last->len != (size_t)KVX_WIRE_HDR_BYTES + hdr.len_bytes)
+		return false; /* another one was put behind it */
+	for (struct chunk *c = writer->head; c != last; c = c->next)
+		before = c;
+	writer->tail = before;
+	if (before != NULL)
+		before->next = NULL;
+	else
+		writer->head = NULL;
+	writer->pending_bytes -= last->len;
+	chunk_close_fds(last);
+	free(last);
+	return true;
 }
 
 /* The pieces that may go in one call: up to the next chunk that has fds of its own. */

@@ -7,7 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_BODY 4096u
+#define MAX_BODY  4096u
+#define MANY_TYPE 3u /* its frames may carry many fds */
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -25,7 +26,7 @@ static int walk_next(const uint8_t *data, size_t size, size_t *at, struct kvx_wi
 	kvx_wire_hdr_unpack(data + *at, out_hdr);
 	if (out_hdr->len_bytes > MAX_BODY)
 		return -EMSGSIZE;
-	if (out_hdr->n_fds > KVX_WIRE_MAX_FDS)
+	if (out_hdr->n_fds > (out_hdr->type == MANY_TYPE ? KVX_WIRE_MAX_FDS : KVX_WIRE_FEW_FDS))
 		return -EPROTO;
 	if (size - *at - KVX_WIRE_HDR_BYTES < out_hdr->len_bytes)
 		return 0;
@@ -64,6 +65,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	data++;
 	size--;
 	check(kvx_reader_create(MAX_BODY, &reader) == 0);
+	kvx_reader_allow_fds(reader, MANY_TYPE);
 	while (fed < size && err == 0) {
 		size_t n = 1 + cut % 61;
 

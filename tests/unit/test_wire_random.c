@@ -9,6 +9,8 @@
 #include "test_end.h"
 #include "wire_fixture.h"
 
+#define MANY_TYPE 77 /* its frames may carry many fds */
+
 /* What was sent, to compare with what comes. */
 struct sent_frame {
 	uint16_t type;
@@ -42,6 +44,10 @@ static void random_put(struct kvx_writer *writer, struct sent_frame *frame)
 				     .len = random_length(),
 				     .fill = (uint8_t)rand(),
 				     .n_fds = rand() % 4 != 0 ? 0 : 1 + (unsigned)rand() % 4};
+	if (rand() % 16 == 0) {
+		frame->type = MANY_TYPE;
+		frame->n_fds = (unsigned)rand() % (KVX_WIRE_MAX_FDS + 1);
+	}
 	if (frame->n_fds == 0 && rand() % 2 == 0) {
 		uint8_t *place = kvx_writer_reserve(writer, frame->type, frame->len);
 
@@ -81,6 +87,7 @@ static void random_sequence(unsigned seed, unsigned n_frames)
 
 	srand(seed);
 	fixture_open(&f);
+	kvx_reader_allow_fds(f.reader, MANY_TYPE);
 	setsockopt(f.sockets[0], SOL_SOCKET, SO_SNDBUF, &sndbuf, sizeof(sndbuf));
 	while (n_got < n_frames) {
 		struct kvx_msg msg;
