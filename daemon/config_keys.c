@@ -58,6 +58,8 @@ const struct kvx_config_key kvx_config_keys[] = {
      "64M", 1 * MIB, 1 * TIB,
      "Memory for the block and op lists of one client that wait for their turn, as those of a "
      "stream whose peer is slow."},
+    {"limits", "waits_per_client", KVX_CONFIG_COUNT, RELOAD, FIELD(waits_per_client), "4096", 1,
+     16777216, "Lists of one client that wait for an event of its GPU, or for a flag."},
     {"limits", "ops", KVX_CONFIG_COUNT, RELOAD, FIELD(ops), "262144", 1, 16777216,
      "Explicit ops in one request. Each needs 24 bytes of frame_bytes."},
     {"limits", "blocks", KVX_CONFIG_COUNT, RELOAD, FIELD(blocks), "1048576", 1, 67108864,
@@ -190,7 +192,8 @@ const struct kvx_config_key kvx_config_keys[] = {
      "Index in the partition key table of each port."},
     {"verbs", "flush", KVX_CONFIG_BOOL, FIXED, VERBS(flush), "true", 0, 1,
      "Whether a small read after writes makes sure that their data is visible before the transfer "
-     "ends. Without it that depends on the device and the platform."},
+     "ends. Without it that depends on the device and the platform. Host memory only: writes into "
+     "GPU memory are always flushed, by the GPU's own memory."},
     {"verbs", "settle_ms", KVX_CONFIG_MS, FIXED, VERBS(settle_ms), "100ms", 0, 10000,
      "How long a packet can be under way in the network: a transfer that failed ends so much "
      "later, "
@@ -225,6 +228,12 @@ const struct kvx_config_key kvx_config_keys[] = {
      "the device takes no more of them until the call returns."},
     {"gpu", "fence_timeout_ms", KVX_CONFIG_MS, FIXED, GPU(fence_timeout_ms), "2s", 10, 600000,
      "How long copies of a cancelled transfer may go on before the device is reset, and lost."},
+    {"gpu", "bounce_bytes", KVX_CONFIG_BYTES, FIXED, GPU(bounce_bytes), "256M", 4 * MIB, 1 * TIB,
+     "Page-locked memory through which GPU memory goes where the network does not reach it by "
+     "itself. When it is used up, transfers wait for each other."},
+    {"gpu", "bounce_slots", KVX_CONFIG_COUNT, FIXED, GPU(bounce_slots), "4", 1, 64,
+     "Messages of GPU memory under way to each peer, and from it, while their data is copied "
+     "between the device and page-locked memory."},
     {"gpu", "spin_us", KVX_CONFIG_US, FIXED, FIELD(gpu_spin_us), "20", 0, 1000000,
      "How long the worker of a device polls after the last copy before it sleeps. More costs CPU, "
      "less costs latency."},

@@ -69,19 +69,38 @@ int kvx_cl_request_send(struct kvxfer_client *client, struct kvx_cl_request *req
 	return kvx_cl_request_send_fds(client, request, message, &fd, fd >= 0);
 }
 
+static int request_unsent(struct kvxfer_client *client, struct kvx_cl_request *request, int err)
+{
+	request->unsent = true;
+	switch (err) {
+	case -EMSGSIZE:
+		return kvx_cl_fail(client, err, "the request is longer than the daemon takes");
+	case -EMFILE:
+		return kvx_cl_fail(client, err,
+				   "this process has no free file descriptor: raise its limit "
+				   "(ulimit -n, RLIMIT_NOFILE)");
+	case -ETOOMANYREFS:
+		return kvx_cl_fail(client, -EMFILE,
+				   "more file descriptors of this user are on their way between "
+				   "processes than one process may have open: raise its limit "
+				   "(ulimit -n, RLIMIT_NOFILE), or try again");
+	default:
+		return kvx_cl_fail(client, err, "the request could not be queued");
+	}
+}
+
 int kvx_cl_request_send_fds(struct kvxfer_client *client, struct kvx_cl_request *request,
 			    const ProtobufCMessage *message, const int *fds, unsigned n_fds)
 {
 	uint64_t deadline_ns = kvx_cl_deadline_ns(client);
 	int err = kvx_cl_put_fds(client, request->type, message, fds, n_fds);
 
-	if (err < 0) {
-		request->unsent = true;
-		return kvx_cl_fail(client, err,
-				   err == -EMSGSIZE ? "the request is longer than the daemon takes"
-						    : "the request could not be queued");
+	if (err < 0)
+		return request_unsent(client, request, err);
+	if (kvx_cl_flush(client) == -ETOOMANYREFS && kvx_writer_unput(client->writer)) {
+		kvx_cl_flush(client); /* for what was put before */
+		return request_unsent(client, request, -ETOOMANYREFS);
 	}
-	kvx_cl_flush(client);
 	return kvx_cl_request_wait(client, request, deadline_ns);
 }
 

@@ -18,6 +18,8 @@
 #include "proto/kvx_err.h"
 #include "proto/kvx_wire.h"
 
+struct kvx_gpu;
+
 #define KVX_CL_PROTO_MIN 1u /* oldest and newest protocol version this library speaks */
 #define KVX_CL_PROTO_MAX 1u
 
@@ -75,7 +77,8 @@ struct kvx_cl_append {
 	uint64_t xfer;
 	const struct kvxfer_blocks *blocks;
 	const struct kvxfer_ops *ops;
-	uint64_t same_len; /* all ops move this; 0: they differ, ops->lens has them */
+	uint64_t same_len;              /* all ops move this; 0: they differ, ops->lens has them */
+	const struct kvxfer_wait *wait; /* NULL: none */
 };
 size_t kvx_cl_encode_submit(uint8_t *out, const struct kvxfer_transfer *transfer,
 			    const struct kvx_cl_append *list);
@@ -174,7 +177,9 @@ struct kvxfer_client {
 	struct kvx_reader *reader;
 	struct kvx_writer *writer;
 	uint32_t max_frame_bytes;
+	uint32_t max_region_fds; /* that the daemon takes: dma-bufs of one region */
 	struct kvxfer_limits limits;
+	uint32_t max_waits; /* 0: the daemon knows none */
 	/* options */
 	struct sockaddr_un address;
 	socklen_t address_bytes;
@@ -237,7 +242,8 @@ int kvx_cl_set_address(struct kvxfer_client *client, const char *path);
 int kvx_cl_read(struct kvxfer_client *client);
 /* Handles the frames that are there without reading. */
 void kvx_cl_take_frames(struct kvxfer_client *client);
-void kvx_cl_flush(struct kvxfer_client *client);
+/* As kvx_writer_flush(); what is left goes when the socket takes it. */
+int kvx_cl_flush(struct kvxfer_client *client);
 /* Blocks until there is something to read (or to be fenced), sending what waits, or until the
  * deadline (UINT64_MAX: none). 0 or -ETIMEDOUT. */
 int kvx_cl_poll(struct kvxfer_client *client, uint64_t deadline_ns);
@@ -309,8 +315,16 @@ int kvx_cl_memfd_adopt(int fd, uint64_t offset, uint64_t len_bytes, int *out_fd,
 int kvx_cl_gpu_create(struct kvxfer_client *client, const struct kvxfer_gpu_segment *segments,
 		      uint32_t n_segments, struct kvx_cl_gpu **out_gpu, uint64_t *out_bytes);
 void kvx_cl_gpu_destroy(struct kvx_cl_gpu *gpu); /* NULL is fine */
+/* The runtime that the events of this client are of. 0, or the reason is written. */
+int kvx_cl_gpu_runtime(struct kvxfer_client *client, struct kvx_gpu **out_gpu);
 /* As kvx_cl_region_announce(). in_use: the memory must not be written, not even for a moment. */
 int kvx_cl_gpu_announce(struct kvxfer_region *region, bool in_use);
+
+/* ---- wait.c */
+/* Copies what the caller gave, as far as it is long, and checks its form. *list_wait is NULL when
+ * there is nothing to wait for. 0, or the reason is written. */
+int kvx_cl_wait_take(struct kvxfer_client *client, const struct kvxfer_wait *wait,
+		     struct kvxfer_wait *out_copy, const struct kvxfer_wait **list_wait);
 
 /* ---- region.c, import.c: for reconnect and close */
 /* Makes it known to the daemon; kind and fds are the memory's. */

@@ -242,22 +242,21 @@ int kvx_cl_read(struct kvxfer_client *client)
 	return client->state == KVX_CL_UP ? n : 0;
 }
 
-void kvx_cl_flush(struct kvxfer_client *client)
+int kvx_cl_flush(struct kvxfer_client *client)
 {
 	bool more;
 	int err;
 
 	if (client->out_dead)
-		return;
+		return -EPIPE;
 	err = kvx_writer_flush(client->writer, client->sock);
-	more = err == -EAGAIN || err == -ENOBUFS || err == -ENOMEM;
+	more = err == -EAGAIN || err == -ENOBUFS || err == -ENOMEM || err == -ETOOMANYREFS;
 	if (err < 0 && !more)
 		client->out_dead = true;
-	if (more == client->out_armed)
-		return;
-	if (kvx_cl_watch(client, EPOLL_CTL_MOD, client->sock,
-			 more ? EPOLLIN | EPOLLOUT : EPOLLIN) == 0)
+	if (more != client->out_armed && kvx_cl_watch(client, EPOLL_CTL_MOD, client->sock,
+						      more ? EPOLLIN | EPOLLOUT : EPOLLIN) == 0)
 		client->out_armed = more;
+	return err;
 }
 
 int kvx_cl_poll_fd(int fd, short events, uint64_t deadline_ns)

@@ -177,11 +177,16 @@ static int hello_accept(struct kvxfer_client *client, struct kvx_msg *msg)
 				"%u to %u: update the older one",
 				reply->daemon_version, reply->version, KVX_VERSION,
 				KVX_CL_PROTO_MIN, KVX_CL_PROTO_MAX);
+	} else if (msg->fds_lost) {
+		err = kvx_cl_fail(client, -EMFILE,
+				  "this process has no free file descriptor for the daemon's: "
+				  "raise its limit (ulimit -n, RLIMIT_NOFILE)");
 	} else if (reply->max_frame_bytes < MIN_FRAME_BYTES) {
 		err = kvx_cl_fail(client, -EPROTO, "the daemon takes frames of %u bytes at most",
 				  reply->max_frame_bytes);
 	} else {
 		client->max_frame_bytes = reply->max_frame_bytes;
+		client->max_region_fds = min_u32(reply->max_region_fds, KVX_WIRE_MAX_FDS);
 		client->limits = (struct kvxfer_limits){
 		    .max_ops = reply->max_ops,
 		    .max_blocks = reply->max_blocks,
@@ -189,6 +194,7 @@ static int hello_accept(struct kvxfer_client *client, struct kvx_msg *msg)
 		    .max_payload_bytes = min_u32(reply->max_payload_bytes, KVXFER_PAYLOAD_MAX),
 		    .max_transfers = reply->max_transfers,
 		};
+		client->max_waits = reply->max_waits;
 		client->pidfd = kvx_msg_take_fd(msg, 0);
 		kvx_reader_set_max(client->reader, KVX_CL_FRAME_MAX_BYTES);
 	}

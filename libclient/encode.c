@@ -37,12 +37,9 @@ static void put_varint(struct sink *sink, uint64_t v)
 	put_bytes(sink, bytes, n);
 }
 
-/* All fields here have numbers below 16: one byte. */
 static void put_tag(struct sink *sink, unsigned field, unsigned wire_type)
 {
-	uint8_t tag = (uint8_t)(field << 3 | wire_type);
-
-	put_bytes(sink, &tag, 1);
+	put_varint(sink, field << 3 | wire_type);
 }
 
 /* proto3: a scalar that is 0 is not sent. */
@@ -140,6 +137,30 @@ static void put_list(struct sink *sink, const struct kvx_cl_append *list, unsign
 	}
 }
 
+static void put_wait_fields(struct sink *sink, const struct kvxfer_wait *wait)
+{
+	put_u32(sink, 1, (uint32_t)wait->kind);
+	put_fixed64(sink, 2, wait->region != NULL ? wait->region->id : 0);
+	if (wait->kind == KVXFER_WAIT_EVENT) {
+		put_blob(sink, 3, wait->event, sizeof(wait->event));
+		return;
+	}
+	put_fixed64(sink, 4, wait->offset);
+	put_fixed64(sink, 5, wait->value);
+}
+
+static void put_wait(struct sink *sink, const struct kvx_cl_append *list)
+{
+	struct sink inner = {0};
+
+	if (list->wait == NULL)
+		return;
+	put_wait_fields(&inner, list->wait);
+	put_tag(sink, 16, WIRE_BYTES);
+	put_varint(sink, inner.n);
+	put_wait_fields(sink, list->wait);
+}
+
 size_t kvx_cl_encode_submit(uint8_t *out, const struct kvxfer_transfer *transfer,
 			    const struct kvx_cl_append *list)
 {
@@ -158,6 +179,7 @@ size_t kvx_cl_encode_submit(uint8_t *out, const struct kvxfer_transfer *transfer
 	put_list(&sink, list, 10, 11);
 	if (transfer->label != NULL)
 		put_blob(&sink, 12, transfer->label, strlen(transfer->label));
+	put_wait(&sink, list);
 	return sink.n;
 }
 
@@ -167,6 +189,7 @@ size_t kvx_cl_encode_append(uint8_t *out, const struct kvx_cl_append *list)
 
 	put_fixed64(&sink, 1, list->xfer);
 	put_list(&sink, list, 2, 3);
+	put_wait(&sink, list);
 	return sink.n;
 }
 

@@ -9,9 +9,6 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
-
-#define PAGE_BYTES UINT64_C(4096)
 
 /* Found once, for all clients of the process; never given back. */
 static _Atomic(struct kvx_gpu *) runtimes[2];
@@ -29,6 +26,32 @@ static struct kvx_gpu *runtime_get(unsigned i)
 		return gpu;
 	kvx_gpu_close(gpu); /* another thread was faster */
 	return none;
+}
+
+/* That of its regions, so that a runtime which is loaded beside it is not asked for what is not its
+ * own. */
+int kvx_cl_gpu_runtime(struct kvxfer_client *client, struct kvx_gpu **out_gpu)
+{
+	struct kvx_gpu *found[2] = {NULL, NULL};
+
+	for (const struct kvxfer_region *r = client->regions; r != NULL; r = r->next) {
+		if (r->gpu == NULL)
+			continue;
+		*out_gpu = r->gpu->gpu;
+		return 0;
+	}
+	for (unsigned i = 0; i < 2; i++)
+		found[i] = runtime_get(i);
+	if (found[0] != NULL && found[1] != NULL)
+		return kvx_cl_fail(client, -EINVAL,
+				   "this process has loaded CUDA and HIP: register GPU memory "
+				   "first, so that it is known whose event it is");
+	*out_gpu = found[0] != NULL ? found[0] : found[1];
+	if (*out_gpu == NULL)
+		return kvx_cl_fail(client, -EOPNOTSUPP,
+				   "this process has loaded neither libcuda.so.1 nor "
+				   "libamdhip64.so");
+	return 0;
 }
 
 /* Whose memory is it? 0, or the reason is written. */
@@ -70,23 +93,6 @@ static int runtime_failed(struct kvxfer_client *client, struct kvx_gpu *gpu, int
 
 /* ---- allocations */
 
-/* For the NIC of another node: where it cannot be had, that way is closed, and no other. */
-static void base_export_dmabuf(struct kvx_cl_gpu *g, struct kvx_cl_gpu_base *base)
-{
-	uint64_t from = base->addr / PAGE_BYTES * PAGE_BYTES;
-	uint64_t to = (base->addr + base->len_bytes + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
-	uint64_t offset;
-	int fd;
-
-	if (!g->dmabuf || g->n_fds == KVX_WIRE_MAX_FDS)
-		return;
-	if (g->gpu->ops->dmabuf_export(g->gpu, from, to - from, &fd, &offset) < 0)
-		return;
-	g->fds[g->n_fds++] = fd;
-	base->fd = g->n_fds;
-	base->fd_offset = offset + (base->addr - from);
-}
-
 static int base_add(struct kvxfer_client *client, struct kvx_cl_gpu *g,
 		    const struct kvx_gpu_range *range, uint32_t *out_base)
 {
@@ -105,7 +111,6 @@ static int base_add(struct kvxfer_client *client, struct kvx_cl_gpu *g,
 	if (err < 0)
 		return runtime_failed(client, g->gpu, err == -ENODEV ? err : -EOPNOTSUPP,
 				      "the memory cannot be exported to another process");
-	base_export_dmabuf(g, base);
 	*out_base = g->n_bases++;
 	return 0;
 }
@@ -149,8 +154,6 @@ void kvx_cl_gpu_destroy(struct kvx_cl_gpu *gpu)
 {
 	if (gpu == NULL)
 		return;
-	for (uint32_t i = 0; i < gpu->n_fds; i++)
-		close(gpu->fds[i]);
 	if (gpu->opened)
 		gpu->gpu->ops->close(gpu->gpu, gpu->device);
 	free(gpu->bases);
@@ -270,6 +273,7 @@ static void message_fill(Kvxp__GpuMemory *pb, struct kvx_cl_gpu *g)
 	if (kvx_gpu_uuid_known(&g->id))
 		pb->uuid = (ProtobufCBinaryData){sizeof(g->id.uuid), g->id.uuid};
 	pb->pci = g->id.pci;
+	pb->no_dmabuf = g->no_dmabuf;
 	for (uint32_t i = 0; i < g->n_bases; i++) {
 		pb->bases[i]->ipc = (ProtobufCBinaryData){KVX_GPU_IPC_BYTES, g->bases[i].ipc};
 		pb->bases[i]->len = g->bases[i].len_bytes;
@@ -315,6 +319,18 @@ static int announce_once(struct kvxfer_region *region, bool in_use)
 	return err < 0 ? err : put_back;
 }
 
+/* Sending them takes as many fds once more, of this process and of the system. */
+static int announce_try(struct kvxfer_region *region, bool in_use)
+{
+	struct kvx_cl_gpu *g = region->gpu;
+
+	int err = announce_once(region, in_use);
+	if (err != -EMFILE || g->n_fds == 0 || region->client->state != KVX_CL_UP)
+		return err;
+	kvx_cl_dmabufs_drop(g);
+	return announce_once(region, in_use);
+}
+
 int kvx_cl_gpu_announce(struct kvxfer_region *region, bool in_use)
 {
 	struct kvxfer_client *client = region->client;
@@ -323,11 +339,13 @@ int kvx_cl_gpu_announce(struct kvxfer_region *region, bool in_use)
 
 	if (err < 0)
 		return err;
+	kvx_cl_dmabufs_export(client, region->gpu);
 	for (unsigned i = 0; i < (in_use ? IN_USE_TRIES : 1); i++) {
-		err = announce_once(region, in_use);
+		err = announce_try(region, in_use);
 		if (err != -EFAULT)
 			break;
 	}
+	kvx_cl_dmabufs_close(region->gpu);
 	kvx_cl_gpu_leave(region->gpu, &before);
 	return err;
 }

@@ -161,6 +161,7 @@ int kvxfer_transfer_submit(struct kvxfer_client *client, const struct kvxfer_tra
 {
 	struct kvx_cl_append list = {0};
 	struct kvxfer_transfer t;
+	struct kvxfer_wait wait;
 	struct kvx_why why;
 	int err;
 
@@ -172,8 +173,12 @@ int kvxfer_transfer_submit(struct kvxfer_client *client, const struct kvxfer_tra
 	if (kvx_cl_copy_options(&t, sizeof(t), transfer, &why) < 0)
 		return kvx_cl_fail(client, -EINVAL, "kvxfer_transfer: %s", why.text);
 	err = transfer_check(client, &t, &list);
+	if (err == 0)
+		err = kvx_cl_wait_take(client, t.wait, &wait, &list.wait);
 	if (err < 0)
 		return err;
+	if (list.wait != NULL && list.blocks == NULL && list.ops == NULL)
+		return kvx_cl_fail(client, -EINVAL, "wait without blocks or ops that it is for");
 	return transfer_send(client, &t, &list, out_transfer);
 }
 
@@ -200,7 +205,15 @@ static int enter_open(struct kvxfer_client *client, uint64_t id, struct kvx_cl_x
 int kvxfer_transfer_append(struct kvxfer_client *client, uint64_t transfer,
 			   const struct kvxfer_blocks *blocks, const struct kvxfer_ops *ops)
 {
+	return kvxfer_transfer_append_after(client, transfer, blocks, ops, NULL);
+}
+
+int kvxfer_transfer_append_after(struct kvxfer_client *client, uint64_t transfer,
+				 const struct kvxfer_blocks *blocks, const struct kvxfer_ops *ops,
+				 const struct kvxfer_wait *wait)
+{
 	struct kvx_cl_append list = {.xfer = transfer, .blocks = blocks, .ops = ops};
+	struct kvxfer_wait copy;
 	struct kvx_cl_xfer *xfer;
 	uint8_t *body;
 	int err;
@@ -211,6 +224,8 @@ int kvxfer_transfer_append(struct kvxfer_client *client, uint64_t transfer,
 	if (blocks == NULL && ops == NULL)
 		return kvx_cl_fail(client, -EINVAL, "neither blocks nor ops");
 	err = list_check(client, &list);
+	if (err == 0)
+		err = kvx_cl_wait_take(client, wait, &copy, &list.wait);
 	if (err < 0)
 		return err;
 	err = kvx_cl_reserve(client, KVXP__FRAME_TYPE__FRAME_XFER_APPEND,

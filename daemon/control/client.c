@@ -238,6 +238,7 @@ static KVX_ON_LOOP void client_begin_fence(struct kvx_client *client)
 	kvx_client_abandon_calls(client);
 	kvx_xfers_cancel_client(kvx_node_xfers(client->control->conf.node), client->id,
 				client->xfer_status, client->end_text);
+	kvx_gates_forget(kvx_node_gates(client->control->conf.node), client->id);
 	/* transfers of others to and from its regions: whatever ended it, for them it is gone */
 	kvx_client_close_regions(client, -EPIPE, client->end_text);
 	kvx_client_release_imports(client);

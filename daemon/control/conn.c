@@ -17,6 +17,8 @@
 #define READS_PER_TURN  16          /* then the others have their turn */
 #define READ_MORE_BYTES 4096        /* a read that gave less has emptied the socket */
 #define LINGER_NS       (1 * KVX_SEC)
+/* Descriptors of a client that wait to be closed: far more than who behaves ever has. */
+#define CLOSING_FDS_MAX (8 * KVX_WIRE_MAX_FDS)
 
 struct kvx_conn {
 	struct kvx_front front; /* first */
@@ -77,6 +79,7 @@ static void conn_on_closed(uv_handle_t *handle)
 	kvx_reader_destroy(conn->reader);
 	kvx_writer_destroy(conn->writer);
 	kvx_client_destroy(conn->client);
+	kvx_closer_tab_unref(conn->front.closing);
 	conn->magic = 0;
 	free(conn);
 	kvx_control_front_gone(control);
@@ -133,7 +136,10 @@ static size_t conn_pending_bytes(const struct kvx_front *front)
 
 static void conn_set_max(struct kvx_front *front, uint32_t max_body_bytes)
 {
-	kvx_reader_set_max(conn_of(front)->reader, max_body_bytes);
+	struct kvx_conn *conn = conn_of(front);
+
+	kvx_reader_set_max(conn->reader, max_body_bytes);
+	kvx_reader_allow_fds(conn->reader, KVXP__FRAME_TYPE__FRAME_REGION_REGISTER);
 }
 
 static void conn_stop(struct kvx_front *front)
@@ -211,7 +217,7 @@ static void conn_on_discard(void *arg, int fd)
 	struct kvx_conn *conn = arg;
 
 	kvx_assert_on_loop();
-	kvx_closer_give(conn->control->closer, fd);
+	kvx_closer_give_on(conn->control->closer, conn->front.closing, fd);
 }
 
 /* The same for those of a frame that nobody wanted. */
@@ -221,8 +227,13 @@ static KVX_ON_LOOP void conn_drop_fds(struct kvx_conn *conn, struct kvx_msg *msg
 		int fd = kvx_msg_take_fd(msg, i);
 
 		if (fd >= 0)
-			kvx_closer_give(conn->control->closer, fd);
+			kvx_closer_give_on(conn->control->closer, conn->front.closing, fd);
 	}
+	if (kvx_closer_tab_count(conn->front.closing) > CLOSING_FDS_MAX)
+		kvx_client_fail(conn->client, -EDQUOT,
+				"more than %u of its file descriptors wait to be closed: closing "
+				"them takes long, and they are no memory",
+				CLOSING_FDS_MAX);
 }
 
 /* All whole frames that have arrived. */
@@ -244,8 +255,33 @@ static KVX_ON_LOOP void conn_take_frames(struct kvx_conn *conn)
 				"a frame of more than %u bytes ([limits] frame_bytes)", limit);
 	else if (rc < 0)
 		kvx_client_fail(conn->client, rc,
-				"malformed frame: file descriptors announced and "
-				"sent do not agree, or no memory");
+				"malformed frame: more than %u file descriptors (REGION_REGISTER: "
+				"%u), or announced and sent ones do not agree",
+				KVX_WIRE_FEW_FDS, KVX_WIRE_MAX_FDS);
+}
+
+static KVX_ON_LOOP void conn_read_failed(struct kvx_conn *conn, int err)
+{
+	struct kvx_client *client = conn->client;
+	unsigned most = client->sm.state == KVX_CLIENT_NEW ? KVX_WIRE_FEW_FDS : KVX_WIRE_MAX_FDS;
+
+	switch (err) {
+	case -EPROTO:
+		kvx_client_fail(client, err, "more than %u file descriptors came at once", most);
+		return;
+	case -EDQUOT:
+		kvx_client_fail(client, err,
+				"more file descriptors in frames that are not whole yet than two "
+				"frames may carry (%u each)",
+				most);
+		return;
+	case -ENOMEM:
+		kvx_client_fail(client, err, "no memory for its frames");
+		return;
+	default:
+		kvx_client_lost(client, strerror(-err));
+		return;
+	}
 }
 
 static KVX_ON_LOOP void conn_read(struct kvx_conn *conn)
@@ -261,14 +297,8 @@ static KVX_ON_LOOP void conn_read(struct kvx_conn *conn)
 			conn_take_frames(conn);
 		else if (n == 0)
 			kvx_client_lost(conn->client, "it closed the connection");
-		else if (n == -EPROTO)
-			kvx_client_fail(conn->client, n,
-					"more file descriptors with a frame than the %u allowed",
-					KVX_WIRE_MAX_FDS);
-		else if (n == -ENOMEM)
-			kvx_client_fail(conn->client, n, "no memory for its frames");
 		else
-			kvx_client_lost(conn->client, strerror(-n));
+			conn_read_failed(conn, n);
 		if (n < READ_MORE_BYTES)
 			break;
 	}
@@ -312,6 +342,7 @@ static void conn_on_aborted(uv_handle_t *handle)
 
 	kvx_reader_destroy(conn->reader);
 	kvx_writer_destroy(conn->writer);
+	kvx_closer_tab_unref(conn->front.closing);
 	free(conn);
 }
 
@@ -339,6 +370,9 @@ int kvx_conn_open(struct kvx_control *control, int fd, uint32_t tenant)
 	conn->control = control;
 	conn->fd = fd;
 	conn->reading = true;
+	conn->front.closing = kvx_closer_tab_create();
+	if (conn->front.closing == NULL)
+		goto err_free;
 	err = kvx_reader_create(KVX_HELLO_FRAME_BYTES, &conn->reader);
 	if (err < 0)
 		goto err_free;
@@ -364,6 +398,7 @@ err_poll:
 err_free:
 	kvx_reader_destroy(conn->reader);
 	kvx_writer_destroy(conn->writer);
+	kvx_closer_tab_unref(conn->front.closing);
 	free(conn);
 err_fd:
 	kvx_closer_give_conn(control->closer, fd);

@@ -22,6 +22,10 @@
 #define KVX_RESOLVE_TIMEOUT_NS (8 * KVX_SEC) /* under the library's default of 10 s */
 #define KVX_CLIENT_CALLS_MAX   1024u         /* unanswered messages and pings of one client */
 #define KVX_CLIENT_POSTS_MAX   4096u         /* posted messages that no peer has confirmed yet */
+#define KVX_CLIENT_FINDS_MAX   256u          /* names that other nodes have not answered yet */
+/* A receiver that is gone is lost to its importers when its transfers have ended, which takes the
+ * bounds of some fences: after this it is taken for lost whatever its daemon says. */
+#define KVX_IMPORT_LOSS_NS     (20 * KVX_SEC)
 #define KVX_CLIENTS_OVER_LIMIT 64u /* connections over the limit that are told so in words */
 
 struct kvx_client;
@@ -47,6 +51,8 @@ struct kvx_front_ops {
 };
 struct kvx_front {
 	const struct kvx_front_ops *ops;
+	struct kvx_closer_tab
+	    *closing; /* its descriptors that wait to be closed; NULL: uncounted */
 };
 
 /* ---- one client */
@@ -63,12 +69,13 @@ struct kvx_import {
 	uint64_t check_region;
 	bool releasing;
 	uint64_t post_stream; /* of its posted messages, for the other daemon; 0: none yet */
-	int loss_status;  /* why it takes nothing more: the target is lost, or a posted message was
-			     not delivered; 0: it does */
-	char *loss_text;  /* malloc'd; NULL: the status's own */
-	bool loss_due;    /* to be told once no transfer is left */
-	bool told;        /* IMPORT_LOST was sent */
-	unsigned n_xfers; /* unfinished transfers through it */
+	int loss_status; /* why it takes nothing more: the target is lost, or a posted message was
+			    not delivered; 0: it does */
+	char *loss_text; /* malloc'd; NULL: the status's own */
+	struct kvx_timer loss_timer; /* runs while the loss waits for the target's */
+	bool loss_due;               /* to be told once no transfer is left */
+	bool told;                   /* IMPORT_LOST was sent */
+	unsigned n_xfers;            /* unfinished transfers through it */
 };
 
 /* An unfinished transfer of a client. */
@@ -127,6 +134,7 @@ struct kvx_client {
 	struct kvx_region *regions; /* those that are not closing */
 	uint32_t n_regions;         /* also opening and closing ones */
 	uint64_t region_bytes;
+	uint32_t n_dmabufs; /* of regions that are being registered */
 	/* imports and transfers */
 	struct kvx_idmap *imports; /* NULL before the first */
 	struct kvx_xtable xfers;
@@ -136,6 +144,7 @@ struct kvx_client {
 	/* messages and pings */
 	struct kvx_client_call *calls;
 	unsigned n_calls, n_posts;
+	unsigned n_finds; /* that have no answer yet */
 	/* Regions opening or closing and unfinished transfers: the client's memory and, for who
 	 * waits for the fence, its life. Only kvx_client_unpend() takes from it. */
 	unsigned n_pending;
@@ -275,8 +284,24 @@ void kvx_import_resolved(struct kvx_import *import, struct kvx_target *target, c
 /* It will have none: answers the request and frees it. */
 void kvx_import_refuse(struct kvx_import *import, int status, const char *text) KVX_ON_LOOP;
 /* A message posted through it was not delivered: it takes nothing more, its transfers end, then
- * its client is told. A second call adds nothing. */
+ * its client is told (of a receiver that is gone when the target is lost, or has not been for
+ * KVX_IMPORT_LOSS_NS). A second call adds nothing. */
 void kvx_import_fail(struct kvx_import *import, int status, const char *text) KVX_ON_LOOP;
+/* dmabufs.c: is there a rail that reaches GPU memory by them? */
+bool kvx_control_takes_dmabufs(const struct kvx_control *control) KVX_ON_LOOP;
+struct kvx_gpu_mem;
+/* The fds of bases are indices into the frame's. The region may take those that are left: none
+ * where nobody has a use for them, or while the client has too many with regions that are being
+ * registered. */
+void kvx_dmabufs_choose(const struct kvx_client *client, struct kvx_gpu_mem *gpu) KVX_ON_LOOP;
+uint32_t kvx_dmabufs_count(const struct kvx_gpu_mem *gpu); /* NULL: 0 */
+/* What the region has taken, and nobody has closed: somewhere else, as that may block. */
+void kvx_client_close_fds(struct kvx_client *client, struct kvx_mem *mem) KVX_ON_LOOP;
+/* The frame keeps them all. */
+void kvx_dmabufs_forget(struct kvx_gpu_mem *gpu);
+/* To the log: that some are missing, and why, where somebody has a use for them. */
+void kvx_dmabufs_say_missing(const struct kvx_client *client, const Kvxp__RegionRegister *req,
+			     const struct kvx_msg *msg) KVX_ON_LOOP;
 /* handle_xfer.c */
 void kvx_client_on_terminal(struct kvx_client *client, const struct kvx_xfer_end *end) KVX_ON_LOOP;
 /* Cancels the client's transfers through an import. */

@@ -140,6 +140,37 @@ int kvx_decode_lists(const struct kvx_config *config, const Kvxp__BlockList *blo
 	return err;
 }
 
+int kvx_decode_wait(const Kvxp__Wait *pb, struct kvx_wait *out_wait, uint64_t *out_region,
+		    struct kvx_why *why)
+{
+	memset(out_wait, 0, sizeof(*out_wait));
+	*out_region = 0;
+	if (pb == NULL)
+		return 0;
+	switch (pb->kind) {
+	case KVXP__WAIT_KIND__WAIT_EVENT:
+		if (pb->event.len != KVX_GPU_IPC_BYTES)
+			return kvx_why(why, -EINVAL, "wait: an event of %zu bytes, it has %d",
+				       pb->event.len, KVX_GPU_IPC_BYTES);
+		out_wait->kind = KVX_WAIT_EVENT;
+		out_wait->event = pb->event.data;
+		break;
+	case KVXP__WAIT_KIND__WAIT_FLAG:
+		if (pb->region == 0)
+			return kvx_why(why, -EINVAL,
+				       "wait: a flag must name the region that it is in");
+		out_wait->kind = KVX_WAIT_FLAG;
+		out_wait->offset = pb->offset;
+		out_wait->value = pb->value;
+		break;
+	default:
+		return kvx_why(why, -EINVAL, "wait: kind %d: must be 1 (event) or 2 (flag)",
+			       (int)pb->kind);
+	}
+	*out_region = pb->region;
+	return 0;
+}
+
 uint64_t kvx_decoded_bytes(const struct kvx_decoded_lists *lists)
 {
 	if (lists->blocks != NULL)

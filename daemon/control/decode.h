@@ -8,6 +8,7 @@
 #include "config.h"
 #include "kvxfer.pb-c.h"
 #include "mem/layout.h"
+#include "xfer/gate.h"
 #include "xfer/plan.h"
 
 /* 0; -EINVAL, -EMSGSIZE with the reason. *out_slice is used when the list has one. */
@@ -32,16 +33,22 @@ int kvx_decode_lists(const struct kvx_config *config, const Kvxp__BlockList *blo
 /* The memory that the lists take while they wait, but for what each costs beside its arrays. */
 uint64_t kvx_decoded_bytes(const struct kvx_decoded_lists *lists);
 
+/* What a list waits for, and the number of the region that it names: the caller finds that one.
+ * pb NULL: *out_wait is of kind NONE. -EINVAL. */
+int kvx_decode_wait(const Kvxp__Wait *pb, struct kvx_wait *out_wait, uint64_t *out_region,
+		    struct kvx_why *why);
+
 /* Makes and checks a layout for a region of len_bytes; *out_layout is NULL when there is none. */
 int kvx_decode_layout(const struct kvx_config *config, const Kvxp__Layout *pb, uint64_t len_bytes,
 		      struct kvx_layout **out_layout, struct kvx_why *why);
 
 /* Makes what a region of GPU memory is made of. The fds of its bases are
- * indices into the frame's: the caller takes them out of it. *out_gpu is the caller's. -EINVAL,
- * -EMSGSIZE, -ENOMEM. */
+ * indices into the frame's: the caller takes them out of it. Where the frame has lost its fds none
+ * of them has one. *out_gpu is the caller's. -EINVAL, -EBADF, -EMSGSIZE, -ENOMEM. */
 struct kvx_gpu_mem;
-int kvx_decode_gpu(const struct kvx_config *config, const Kvxp__GpuMemory *pb, unsigned n_fds,
-		   struct kvx_gpu_mem **out_gpu, struct kvx_why *why);
+struct kvx_msg;
+int kvx_decode_gpu(const struct kvx_config *config, const Kvxp__GpuMemory *pb,
+		   const struct kvx_msg *msg, struct kvx_gpu_mem **out_gpu, struct kvx_why *why);
 
 /* Is a user's payload or message of allowed length? 0 or -EMSGSIZE. */
 int kvx_decode_payload(const ProtobufCBinaryData *data, struct kvx_why *why);

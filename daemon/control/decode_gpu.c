@@ -6,6 +6,7 @@
 
 #include "control/decode.h"
 #include "mem/gpu.h"
+#include "proto/kvx_wire.h"
 
 static int decode_id(const Kvxp__GpuMemory *pb, struct kvx_gpu_id *out_id, struct kvx_why *why)
 {
@@ -20,10 +21,10 @@ static int decode_id(const Kvxp__GpuMemory *pb, struct kvx_gpu_id *out_id, struc
 	return 0;
 }
 
-static int decode_bases(const Kvxp__GpuMemory *pb, unsigned n_fds, struct kvx_gpu_mem *gpu,
-			struct kvx_why *why)
+static int decode_bases(const Kvxp__GpuMemory *pb, const struct kvx_msg *msg,
+			struct kvx_gpu_mem *gpu, struct kvx_why *why)
 {
-	uint32_t used = 0; /* bit set of fds */
+	bool used[KVX_WIRE_MAX_FDS + 1] = {false};
 
 	for (uint32_t i = 0; i < gpu->n_bases; i++) {
 		const Kvxp__GpuBase *from = pb->bases[i];
@@ -34,22 +35,43 @@ static int decode_bases(const Kvxp__GpuMemory *pb, unsigned n_fds, struct kvx_gp
 				       "allocation %" PRIu32 ": its IPC handle has %zu bytes, not "
 				       "%d",
 				       i, from->ipc.len, KVX_GPU_IPC_BYTES);
-		if (from->fd > n_fds || (from->fd > 0 && (used & (1u << from->fd)) != 0))
-			return kvx_why(why, -EBADF,
-				       "allocation %" PRIu32 " names file descriptor %" PRIu32
-				       " of %u",
-				       i, from->fd, n_fds);
-		used |= 1u << from->fd;
 		memcpy(base->ipc, from->ipc.data, KVX_GPU_IPC_BYTES);
 		base->len_bytes = from->len;
+		if (from->fd == 0 || msg->fds_lost)
+			continue;
+		if (from->fd > msg->n_fds || used[from->fd])
+			return kvx_why(why, -EBADF,
+				       "allocation %" PRIu32 " names file descriptor %" PRIu32
+				       " of %u%s",
+				       i, from->fd, msg->n_fds,
+				       from->fd > msg->n_fds ? "" : ", and another one does");
+		used[from->fd] = true;
 		base->fd = (int)from->fd - 1;
 		base->fd_offset = from->fd_offset;
 	}
 	return 0;
 }
 
+/* Only of less than a witness's bytes nothing can be shown. */
+static bool needs_witnesses(const struct kvx_gpu_mem *gpu)
+{
+	uint64_t len = 0;
+
+	for (uint32_t i = 0; i < gpu->n_segments; i++) {
+		len += gpu->segments[i].len_bytes;
+		if (len >= KVX_GPU_WITNESS_BYTES || len < gpu->segments[i].len_bytes)
+			return true;
+	}
+	return false;
+}
+
 static int decode_witnesses(const Kvxp__GpuMemory *pb, struct kvx_gpu_mem *gpu, struct kvx_why *why)
 {
+	if (pb->n_witnesses == 0 && needs_witnesses(gpu))
+		return kvx_why(why, -EINVAL,
+			       "nothing of the memory is shown for comparison: update the client "
+			       "library, or register segments of %d bytes at least",
+			       KVX_GPU_WITNESS_BYTES);
 	if (pb->n_witnesses > KVX_GPU_MAX_WITNESSES)
 		return kvx_why(why, -EMSGSIZE, "%zu witnesses, at most %d", pb->n_witnesses,
 			       KVX_GPU_MAX_WITNESSES);
@@ -66,8 +88,8 @@ static int decode_witnesses(const Kvxp__GpuMemory *pb, struct kvx_gpu_mem *gpu, 
 	return 0;
 }
 
-int kvx_decode_gpu(const struct kvx_config *config, const Kvxp__GpuMemory *pb, unsigned n_fds,
-		   struct kvx_gpu_mem **out_gpu, struct kvx_why *why)
+int kvx_decode_gpu(const struct kvx_config *config, const Kvxp__GpuMemory *pb,
+		   const struct kvx_msg *msg, struct kvx_gpu_mem **out_gpu, struct kvx_why *why)
 {
 	if (pb->n_segments == 0 || pb->n_bases == 0)
 		return kvx_why(why, -EINVAL, "GPU memory of no segments");
@@ -88,7 +110,7 @@ int kvx_decode_gpu(const struct kvx_config *config, const Kvxp__GpuMemory *pb, u
 		};
 	int err = decode_id(pb, &gpu->id, why);
 	if (err == 0)
-		err = decode_bases(pb, n_fds, gpu, why);
+		err = decode_bases(pb, msg, gpu, why);
 	if (err == 0)
 		err = decode_witnesses(pb, gpu, why);
 	if (err == 0) {

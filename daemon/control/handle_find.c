@@ -38,6 +38,7 @@ static void find_on_found(void *arg, const struct kvx_found *found)
 
 	kvx_assert_on_loop();
 	imp->find = NULL;
+	imp->client->n_finds--;
 	if (found->status < 0) {
 		kvx_import_refuse(imp, found->status, found->text);
 		return;
@@ -60,15 +61,24 @@ static KVX_ON_LOOP int find_start(struct kvx_import *imp, const Kvxp__ImportFind
 	    .name = req->name,
 	    .tenant = imp->client->tenant,
 	};
+	int err;
 
 	if (req->address[0] == '\0' || (peers != NULL && kvx_peers_is_own(peers, req->address)))
 		return find_here(imp, req->name, why);
+	if (imp->client->n_finds >= KVX_CLIENT_FINDS_MAX)
+		return kvx_why(why, -EDQUOT,
+			       "%u names are being asked for at other nodes, the limit: wait for "
+			       "answers before asking for more",
+			       KVX_CLIENT_FINDS_MAX);
 	if (peers == NULL)
 		return kvx_why(why, -EHOSTUNREACH,
 			       "the address is another node's, and this daemon has no peers "
 			       "([peer] enable)");
-	return kvx_peers_find(peers, &request, KVX_RESOLVE_TIMEOUT_NS, find_on_found, imp,
-			      &imp->find, why);
+	err = kvx_peers_find(peers, &request, KVX_RESOLVE_TIMEOUT_NS, find_on_found, imp,
+			     &imp->find, why);
+	if (err == 0)
+		imp->client->n_finds++;
+	return err;
 }
 
 void kvx_handle_import_find(struct kvx_client *client, struct kvx_msg *msg)

@@ -26,8 +26,10 @@ static KVX_ON_LOOP void client_send_hello_reply(struct kvx_client *client)
 	reply.max_planes = config->planes;
 	reply.max_payload_bytes = KVX_PAYLOAD_MAX;
 	reply.max_transfers = config->transfers_per_client;
+	reply.max_waits = config->waits_per_client;
 	reply.client_id = client->id;
 	reply.tenant = control->tenants[client->tenant].name;
+	reply.max_region_fds = kvx_control_takes_dmabufs(control) ? KVX_WIRE_MAX_FDS : 0;
 	len = kvxp__hello_reply__get_packed_size(&reply);
 	if (len > sizeof(body)) {
 		kvx_client_fail(client, -ENOTRECOVERABLE, "hello reply of %zu bytes", len);

@@ -27,6 +27,7 @@ struct kvx_import *kvx_client_import(const struct kvx_client *client, uint64_t i
 static KVX_ON_LOOP void import_free(struct kvx_import *imp)
 {
 	kvx_assert(imp->n_xfers == 0);
+	kvx_timer_stop(imp->client->control->conf.timers, &imp->loss_timer);
 	if (imp->watching)
 		kvx_target_unwatch(imp->target, &imp->watch);
 	kvx_target_unref(imp->target);
@@ -65,6 +66,7 @@ static void import_on_lost(struct kvx_target_watch *watch, int status, const cha
 	    (struct kvx_import *)((char *)watch - offsetof(struct kvx_import, watch));
 
 	kvx_assert_on_loop();
+	kvx_timer_stop(imp->client->control->conf.timers, &imp->loss_timer);
 	if (imp->told)
 		return;
 	import_set_loss(imp, status, text);
@@ -79,6 +81,31 @@ static bool loss_waits_for_target(int status)
 	return status == -EPIPE || status == -EHOSTDOWN;
 }
 
+static KVX_ON_LOOP void import_end(struct kvx_import *imp)
+{
+	imp->loss_due = true;
+	kvx_client_cancel_import(imp->client, imp, imp->loss_status, imp->loss_text);
+}
+
+/* The receiver was said to be gone, and yet its region was never taken back. */
+static void import_on_loss_timer(struct kvx_timer *timer)
+{
+	struct kvx_import *imp =
+	    (struct kvx_import *)((char *)timer - offsetof(struct kvx_import, loss_timer));
+
+	kvx_assert_on_loop();
+	kvx_warn("client %" PRIu64 ": import %" PRIu64 ": %s, and its region is not withdrawn: the "
+		 "import ends without that",
+		 imp->client->id, imp->id, imp->loss_text != NULL ? imp->loss_text : "lost");
+	import_end(imp);
+}
+
+static KVX_ON_LOOP bool loss_timer_start(struct kvx_import *imp)
+{
+	return kvx_timer_start(imp->client->control->conf.timers, &imp->loss_timer,
+			       KVX_IMPORT_LOSS_NS, import_on_loss_timer) == 0;
+}
+
 void kvx_import_fail(struct kvx_import *imp, int status, const char *text)
 {
 	struct kvx_why why;
@@ -89,9 +116,10 @@ void kvx_import_fail(struct kvx_import *imp, int status, const char *text)
 		text != NULL && text[0] != '\0' ? text
 						: kvx_status_text(kvx_status_from_errno(status)));
 	import_set_loss(imp, status, why.text);
-	imp->loss_due = !imp->target->lost && !loss_waits_for_target(status);
-	if (imp->loss_due)
-		kvx_client_cancel_import(imp->client, imp, status, why.text);
+	if (imp->target->lost) /* and being told */
+		return;
+	if (!loss_waits_for_target(status) || !loss_timer_start(imp))
+		import_end(imp);
 }
 
 /* ---- the answer */
@@ -358,8 +386,10 @@ void kvx_client_release_imports(struct kvx_client *client)
 	while ((imp = kvx_idmap_next(client->imports, &cursor)) != NULL) {
 		if (imp->resolve != NULL)
 			kvx_resolve_abandon(imp->resolve);
-		if (imp->find != NULL)
+		if (imp->find != NULL) {
 			kvx_find_abandon(imp->find);
+			client->n_finds--;
+		}
 		imp->resolve = NULL;
 		imp->find = NULL;
 		imp->releasing = true;

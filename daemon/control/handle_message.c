@@ -107,6 +107,15 @@ static KVX_ON_LOOP int message_local(struct kvx_control *control, const struct k
 	return err;
 }
 
+static int message_why(int err, struct kvx_why *why)
+{
+	if (err == -EDQUOT)
+		return kvx_why(why, err,
+			       "the other node has not read what was sent to it before: wait for "
+			       "its answers, or post less");
+	return err;
+}
+
 static KVX_ON_LOOP int message_remote(struct kvx_client *client, const Kvxp__MessageSend *req,
 				      struct kvx_target *target, struct kvx_why *why)
 {
@@ -121,7 +130,7 @@ static KVX_ON_LOOP int message_remote(struct kvx_client *client, const Kvxp__Mes
 				message_on_reply, call, &call->peer_call);
 	if (err < 0)
 		call_destroy(call);
-	return err;
+	return message_why(err, why);
 }
 
 void kvx_handle_message_send(struct kvx_client *client, struct kvx_msg *msg)
@@ -143,6 +152,9 @@ void kvx_handle_message_send(struct kvx_client *client, struct kvx_msg *msg)
 		err = kvx_decode_payload(&req->data, &why);
 	if (err == 0 && imp->target->lost)
 		err = kvx_why(&why, imp->target->lost_status, "the remote region is gone");
+	else if (err == 0 && imp->loss_status != 0) /* it would be out of order */
+		err = kvx_why(&why, imp->loss_status, "the import has ended: %s",
+			      imp->loss_text != NULL ? imp->loss_text : "import the region anew");
 	if (err == 0 && imp->target->peer != NULL) {
 		err = message_remote(client, req, imp->target, &why);
 		if (err == 0)
@@ -192,7 +204,7 @@ static KVX_ON_LOOP int post_remote(struct kvx_import *imp, const ProtobufCBinary
 				post_on_reply, call, &call->peer_call);
 	if (err < 0)
 		call_destroy(call);
-	return err;
+	return message_why(err, why);
 }
 
 void kvx_handle_message_post(struct kvx_client *client, struct kvx_msg *msg)

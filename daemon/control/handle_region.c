@@ -19,6 +19,7 @@ struct region_record {
 	uint32_t request_id; /* of the request under way */
 	bool answer;         /* a request waits for it */
 	uint64_t bytes;
+	uint32_t n_dmabufs; /* until it is registered */
 };
 
 static struct kvx_node *client_node(const struct kvx_client *client)
@@ -32,7 +33,8 @@ static struct region_record *record_create(struct kvx_client *client, uint32_t r
 	struct region_record *record = malloc(sizeof(*record));
 
 	if (record != NULL)
-		*record = (struct region_record){client, request_id, true, bytes};
+		*record = (struct region_record){
+		    .client = client, .request_id = request_id, .answer = true, .bytes = bytes};
 	return record;
 }
 
@@ -89,7 +91,9 @@ static void region_on_open(void *arg, struct kvx_region *region, int status, con
 	Kvxp__Reply reply = KVXP__REPLY__INIT;
 
 	kvx_assert_on_loop();
+	client->n_dmabufs -= record->n_dmabufs;
 	if (status < 0) {
+		kvx_client_close_fds(client, &region->mem);
 		kvx_region_remove(kvx_node_regions(client_node(client)), region);
 		kvx_client_reply_error(client, record->request_id, status, text);
 		record_end(record);
@@ -125,6 +129,10 @@ static int register_check(const Kvxp__RegionRegister *req, const struct kvx_msg 
 	if (kvx_mem_kind_is_gpu(ops->kind) != (req->gpu != NULL))
 		return kvx_why(why, -EINVAL, "memory kind %s %s a description of GPU memory",
 			       ops->name, req->gpu != NULL ? "takes no" : "needs");
+	if (msg->fds_lost && req->gpu == NULL)
+		return kvx_why(why, -EDQUOT,
+			       "the daemon has no free file descriptor for the memory: raise "
+			       "LimitNOFILE in kvxferd.service");
 	if (msg->n_fds != 1 && req->gpu == NULL)
 		return kvx_why(why, -EBADF,
 			       "a region is registered with exactly one file descriptor, %u came",
@@ -140,8 +148,15 @@ static int register_check(const Kvxp__RegionRegister *req, const struct kvx_msg 
 	return 0;
 }
 
-/* A memfd is the region's now. dma-bufs are closed with the message: no transport takes them yet,
- * and kept they would count against the daemon's limit of fds. */
+/* Before the region has taken them its fds are indices, which nobody must close. */
+static void gpu_drop(struct kvx_gpu_mem *gpu)
+{
+	if (gpu != NULL)
+		kvx_dmabufs_forget(gpu);
+	kvx_gpu_mem_destroy(gpu);
+}
+
+/* What the message had is the region's now. */
 static void region_take_fds(struct kvx_region *region, struct kvx_msg *msg)
 {
 	struct kvx_gpu_mem *gpu = region->mem.gpu;
@@ -151,15 +166,8 @@ static void region_take_fds(struct kvx_region *region, struct kvx_msg *msg)
 		return;
 	}
 	for (uint32_t i = 0; i < gpu->n_bases; i++)
-		gpu->bases[i].fd = -1;
-}
-
-/* Before the region has taken them they are indices, which nobody must close. */
-static void gpu_drop(struct kvx_gpu_mem *gpu)
-{
-	for (uint32_t i = 0; gpu != NULL && i < gpu->n_bases; i++)
-		gpu->bases[i].fd = -1;
-	kvx_gpu_mem_destroy(gpu);
+		if (gpu->bases[i].fd >= 0)
+			gpu->bases[i].fd = kvx_msg_take_fd(msg, (unsigned)gpu->bases[i].fd);
 }
 
 static KVX_ON_LOOP int region_add(struct kvx_client *client, const Kvxp__RegionRegister *req,
@@ -178,7 +186,9 @@ static KVX_ON_LOOP int region_add(struct kvx_client *client, const Kvxp__RegionR
 	if (err == 0)
 		err = kvx_decode_text(req->name, "region name", name, sizeof(name), why);
 	if (err == 0 && req->gpu != NULL)
-		err = kvx_decode_gpu(config, req->gpu, msg->n_fds, &gpu, why);
+		err = kvx_decode_gpu(config, req->gpu, msg, &gpu, why);
+	if (err == 0 && gpu != NULL)
+		kvx_dmabufs_choose(client, gpu);
 	if (err == 0)
 		err = kvx_decode_layout(config, req->layout, req->len, &layout, why);
 	if (err < 0) {
@@ -203,6 +213,8 @@ static KVX_ON_LOOP int region_add(struct kvx_client *client, const Kvxp__RegionR
 		gpu_drop(gpu);
 		return err;
 	}
+	if (gpu != NULL)
+		kvx_dmabufs_say_missing(client, req, msg);
 	region_take_fds(region, msg);
 	memcpy(region->name, name, sizeof(name));
 	*out_region = region;
@@ -287,10 +299,12 @@ void kvx_handle_region_register(struct kvx_client *client, struct kvx_msg *msg)
 		return;
 	}
 	region->record = record;
+	record->n_dmabufs = kvx_dmabufs_count(region->mem.gpu);
 	err = region_publish(client, req, region, &why);
 	if (err == 0)
 		err = kvx_node_region_open(client_node(client), region, region_on_open, record);
 	if (err < 0) {
+		kvx_client_close_fds(client, &region->mem);
 		kvx_region_remove(kvx_node_regions(client_node(client)), region);
 		free(record);
 		kvx_client_reply_error(client, req->request_id, err, why.text);
@@ -298,6 +312,7 @@ void kvx_handle_region_register(struct kvx_client *client, struct kvx_msg *msg)
 	}
 	client->n_regions++;
 	client->region_bytes += record->bytes;
+	client->n_dmabufs += record->n_dmabufs;
 	kvx_client_pend(client);
 }
 

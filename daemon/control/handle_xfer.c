@@ -90,6 +90,34 @@ static KVX_ON_LOOP int lists_check_room(const struct kvx_client *client,
 		       queued, more, limit);
 }
 
+/* local: the region of the transfer. *out_wait is of kind NONE when there is none. */
+static KVX_ON_LOOP int wait_fill(struct kvx_client *client, const Kvxp__Wait *pb,
+				 struct kvx_region *local, struct kvx_wait *out_wait,
+				 struct kvx_why *why)
+{
+	const struct kvx_gates *gates = kvx_node_gates(client->control->conf.node);
+	uint32_t limit = client->control->conf.config->waits_per_client;
+	uint64_t id;
+	int err = kvx_decode_wait(pb, out_wait, &id, why);
+
+	if (err < 0 || out_wait->kind == KVX_WAIT_NONE)
+		return err;
+	out_wait->region = id != 0 ? kvx_client_region(client, id) : local;
+	if (out_wait->region == NULL)
+		return kvx_why(why, -ENOENT, "the region of the wait is not one of this client");
+	if (kvx_gates_count_client(gates, client->id) >= limit)
+		return kvx_why(why, -EDQUOT,
+			       "%" PRIu32 " lists wait already ([limits] waits_per_client): wait "
+			       "for transfers to end",
+			       limit);
+	return 0;
+}
+
+static const struct kvx_wait *wait_or_none(const struct kvx_wait *wait)
+{
+	return wait->kind != KVX_WAIT_NONE ? wait : NULL;
+}
+
 static KVX_ON_LOOP int submit_check(struct kvx_client *client, const Kvxp__XferSubmit *req,
 				    struct kvx_why *why)
 {
@@ -135,10 +163,17 @@ static int submit_clean_label(Kvxp__XferSubmit *req, struct kvx_why *why)
 	return err;
 }
 
+/* What a request borrows from while it is made into a transfer. */
+struct submit_parts {
+	struct kvx_decoded_lists lists;
+	struct kvx_wait wait;
+};
+
 static KVX_ON_LOOP int submit_fill(struct kvx_client *client, const Kvxp__XferSubmit *req,
-				   struct kvx_import *imp, struct kvx_decoded_lists *lists,
+				   struct kvx_import *imp, struct submit_parts *parts,
 				   struct kvx_xfer_req *out, struct kvx_why *why)
 {
+	struct kvx_decoded_lists *lists = &parts->lists;
 	const struct kvx_config *config = client->control->conf.config;
 	struct kvx_region *region = kvx_client_region(client, req->region);
 	int err;
@@ -154,6 +189,8 @@ static KVX_ON_LOOP int submit_fill(struct kvx_client *client, const Kvxp__XferSu
 	err = kvx_decode_lists(config, req->blocks, req->ops, req->streaming, lists, why);
 	if (err == 0)
 		err = lists_check_room(client, lists, why);
+	if (err == 0)
+		err = wait_fill(client, req->wait, region, &parts->wait, why);
 	if (err < 0)
 		return err;
 	*out = (struct kvx_xfer_req){
@@ -172,6 +209,7 @@ static KVX_ON_LOOP int submit_fill(struct kvx_client *client, const Kvxp__XferSu
 	    .streaming = req->streaming,
 	    .blocks = lists->blocks,
 	    .ops = lists->ops,
+	    .wait = wait_or_none(&parts->wait),
 	};
 	return 0;
 }
@@ -207,7 +245,7 @@ err_rec:
 
 void kvx_handle_xfer_submit(struct kvx_client *client, struct kvx_msg *msg)
 {
-	struct kvx_decoded_lists lists;
+	struct submit_parts parts;
 	struct kvx_xfer_req xreq;
 	struct kvx_why why = {""};
 	struct kvx_import *imp;
@@ -230,7 +268,7 @@ void kvx_handle_xfer_submit(struct kvx_client *client, struct kvx_msg *msg)
 	if (err == 0)
 		err = submit_check(client, req, &why);
 	if (err == 0)
-		err = submit_fill(client, req, imp, &lists, &xreq, &why);
+		err = submit_fill(client, req, imp, &parts, &xreq, &why);
 	if (err == 0)
 		err = submit_start(client, &xreq, imp, &why);
 	if (err < 0)
@@ -257,6 +295,7 @@ static KVX_ON_LOOP struct kvx_xrec *client_xrec(struct kvx_client *client, uint6
 void kvx_handle_xfer_append(struct kvx_client *client, struct kvx_msg *msg)
 {
 	struct kvx_decoded_lists lists;
+	struct kvx_wait wait;
 	struct kvx_why why = {""};
 	Kvxp__XferAppend *req;
 	struct kvx_xrec *rec;
@@ -272,10 +311,12 @@ void kvx_handle_xfer_append(struct kvx_client *client, struct kvx_msg *msg)
 			       &why);
 	if (err == 0)
 		err = lists_check_room(client, &lists, &why);
+	if (err == 0)
+		err = wait_fill(client, req->wait, kvx_xfer_region(rec->xfer), &wait, &why);
 	if (err < 0)
 		kvx_xfer_cancel(rec->xfer, err, why.text);
 	else
-		kvx_xfer_append(rec->xfer, lists.blocks, lists.ops, &why);
+		kvx_xfer_append(rec->xfer, lists.blocks, lists.ops, wait_or_none(&wait), &why);
 }
 
 void kvx_handle_xfer_seal(struct kvx_client *client, struct kvx_msg *msg)

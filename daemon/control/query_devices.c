@@ -42,6 +42,8 @@ void kvx_query_dom_counters(const struct kvx_worker *worker, struct json_object 
 	    {"eps_lost", &c->eps_lost},
 	    {"regs", &c->regs},
 	    {"reg_bytes", &c->reg_bytes},
+	    {"bounced_ops", &c->bounced_ops},
+	    {"bounced_bytes", &c->bounced_bytes},
 	};
 
 	out = kvx_json_object(row, "counters");
@@ -70,11 +72,18 @@ static void lane_count_row(void *arg, const struct kvx_lane_row *lane)
 	}
 }
 
+static bool rail_is_gpu(const struct kvx_node_rail *rail)
+{
+	return rail->rail.gpu.pci[0] != '\0' || kvx_gpu_uuid_known(&rail->rail.gpu);
+}
+
 static KVX_ON_LOOP unsigned rail_lanes(const struct kvx_control *control,
 				       const struct kvx_node_rail *rail)
 {
 	struct lane_count count = {.rail = rail};
 
+	if (rail_is_gpu(rail))
+		return 1; /* of the node to itself */
 	if (control->conf.peers != NULL)
 		kvx_peers_walk_lanes(control->conf.peers, lane_count_row, &count);
 	return count.n;
@@ -151,6 +160,19 @@ static const char *rail_reason(const struct kvx_node_rail *rail)
 	return waits != NULL ? waits : "";
 }
 
+/* The RDMA device that a GPU's memory goes to other nodes by; "": any. */
+static const char *near_name(const struct kvx_node *node, const struct kvx_gpu_id *gpu)
+{
+	uint64_t near = kvx_node_near_rails(node, gpu);
+	unsigned n;
+	const struct kvx_node_rail *rails = kvx_node_rails(node, &n);
+
+	for (unsigned i = 0; i < n; i++)
+		if (rails[i].worker != NULL && near & 1ull << rails[i].dom_index)
+			return rails[i].rail.device;
+	return "";
+}
+
 static KVX_ON_LOOP void rail_fill(const struct kvx_control *control,
 				  const struct kvx_node_rail *rail, struct json_object *row)
 {
@@ -162,6 +184,10 @@ static KVX_ON_LOOP void rail_fill(const struct kvx_control *control,
 	kvx_json_text(row, "state", rail_state(rail));
 	kvx_json_text(row, "reason", rail_reason(rail));
 	kvx_json_text(row, "device", r->device);
+	if (rail_is_gpu(rail)) {
+		kvx_json_text(row, "pci", r->gpu.pci);
+		kvx_json_text(row, "near", near_name(control->conf.node, &r->gpu));
+	}
 	kvx_json_u64(row, "port", r->port);
 	kvx_json_text(row, "link", link_name(r->link));
 	port_fill(rail, row);

@@ -138,6 +138,8 @@ static void xfer_fill(const struct kvx_query *query, const struct kvx_xfer_row *
 	kvx_json_u64(row, "bytes_planned", x->bytes_planned);
 	kvx_json_u64(row, "pieces", x->pieces);
 	kvx_json_u64(row, "retries", x->retries);
+	kvx_json_text(row, "waits_for", x->waits_for);
+	kvx_json_u64(row, "waits", x->n_waits);
 	kvx_json_text(row, "transport", end->transport);
 	kvx_json_text(row, "peer", x->peer);
 	kvx_json_id(row, "region", x->region);
@@ -268,6 +270,7 @@ static void lane_fill(const struct kvx_lane_row *lane, struct json_object *row)
 
 	kvx_json_text(row, "peer", lane->peer);
 	kvx_json_text(row, "tenant", lane->tenant);
+	kvx_json_bool(row, "bounce", lane->any_memory);
 	kvx_json_text(row, "transport", lane->transport);
 	kvx_json_text(row, "state", lane->state);
 	kvx_json_u64(row, "generation", lane->generation);
@@ -303,6 +306,49 @@ static void lane_row(void *arg, const struct kvx_lane_row *lane)
 		lane_fill(lane, row);
 }
 
+static const char *lane_state_name(enum kvx_lane_state state)
+{
+	static const char *const names[] = {"down", "connecting", "up", "closing"};
+
+	return names[state];
+}
+
+/* What the GPUs of this node move within it, for all tenants: lanes without a peer. */
+static KVX_ON_LOOP void own_lane_rows(struct lane_list *list)
+{
+	struct kvx_node *node = list->query->control->conf.node;
+	const struct kvx_lane *lane;
+
+	for (unsigned i = 1; (lane = kvx_node_own_lane(node, i)) != NULL; i++) {
+		const struct kvx_outlet *outlet = &lane->outlets[0];
+		struct kvx_lane_row row = {
+		    .peer = "",
+		    .tenant = "",
+		    .transport = lane->ops->name,
+		    .state = lane_state_name(lane->state),
+		    .generation = lane->generation,
+		    .up_ns = kvx_node_own_lane_up_ns(node, i),
+		    .n_legs = 1,
+		    .queue_batches = kvx_worker_limits(outlet->worker)->queue_batches,
+		    .n_batches = lane->n_batches,
+		    .n_ops = lane->n_ops,
+		    .n_bytes = lane->n_bytes,
+		    .n_errors = lane->n_errors,
+		    .n_resets = lane->n_resets,
+		    .last_error = "",
+		};
+		struct json_object *json = kvx_json_row(list->lanes, &list->omitted);
+
+		if (json == NULL)
+			return;
+		row.legs[0] = (struct kvx_leg_row){.remote_rail = "",
+						   .batches_in_flight = outlet->batches_in_flight,
+						   .bytes_in_flight = outlet->bytes_in_flight};
+		kvx_node_worker(node, outlet->dom_index, &row.legs[0].rail);
+		lane_fill(&row, json);
+	}
+}
+
 void kvx_query_lanes(const struct kvx_query *query, struct json_object *out)
 {
 	const struct kvx_peers *peers = query->control->conf.peers;
@@ -310,5 +356,7 @@ void kvx_query_lanes(const struct kvx_query *query, struct json_object *out)
 
 	if (peers != NULL)
 		kvx_peers_walk_lanes(peers, lane_row, &list);
+	if (query->admin)
+		own_lane_rows(&list);
 	kvx_json_omitted(out, list.omitted);
 }

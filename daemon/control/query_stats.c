@@ -18,6 +18,7 @@ static KVX_ON_LOOP void counters_fill(const struct kvx_control *control, struct 
 	    {"xfers_cancelled", x->cancelled},
 	    {"xfers_deadline", x->deadline},
 	    {"xfers_retries", x->retries},
+	    {"waits", x->waits},
 	    {"bytes_ok", x->bytes_ok},
 	    {"pieces", x->pieces},
 	    {"ops", x->ops},
@@ -87,6 +88,7 @@ void kvx_query_stats(const struct kvx_query *query, struct json_object *out)
 	hists = kvx_json_object(out, "histograms");
 	hist_fill(hists, "latency_ns", &x->latency_ns);
 	hist_fill(hists, "queue_ns", &x->queue_ns);
+	hist_fill(hists, "wait_ns", &x->wait_ns);
 	workers = kvx_json_list(out, "workers");
 	for (i = 0; (worker = kvx_node_worker(control->conf.node, i, &name)) != NULL; i++) {
 		struct json_object *row = kvx_json_row(workers, &omitted);

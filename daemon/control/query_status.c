@@ -139,6 +139,7 @@ static void limits_fill(const struct kvx_config *config, struct json_object *out
 	kvx_json_u64(limits, "transfers", config->transfers);
 	kvx_json_u64(limits, "transfers_per_client", config->transfers_per_client);
 	kvx_json_u64(limits, "queued_bytes_per_client", config->queued_bytes_per_client);
+	kvx_json_u64(limits, "waits_per_client", config->waits_per_client);
 	kvx_json_u64(limits, "ops", config->ops);
 	kvx_json_u64(limits, "blocks", config->blocks);
 	kvx_json_u64(limits, "planes", config->planes);
@@ -170,6 +171,7 @@ void kvx_query_status(const struct kvx_query *query, struct json_object *out)
 	kvx_json_u64(out, "regions", kvx_regions_count(kvx_node_regions(conf->node)));
 	kvx_json_u64(out, "region_bytes", kvx_regions_bytes(kvx_node_regions(conf->node)));
 	kvx_json_u64(out, "transfers", kvx_xfers_count(kvx_node_xfers(conf->node)));
+	kvx_json_u64(out, "waits", kvx_gates_count(kvx_node_gates(conf->node)));
 	kvx_json_u64(out, "peers_up", peers.up);
 	kvx_json_u64(out, "peers", peers.all);
 	transports_fill(control, out);

@@ -1,14 +1,22 @@
-/* The memory kinds of GPUs: what a client sent is checked here, on the loop, without asking any
- * runtime. It is mapped by the domain of its device (transport/gpu), where calls that may hang have
- * a deadline: map() and unmap() have nothing to do. */
+/* The memory kinds of GPUs: what a client sent is checked here without asking any runtime, its fds
+ * on the job thread and all else on the loop. It is mapped by the domain of its device
+ * (transport/gpu), where calls that may hang have a deadline: map() and unmap() have nothing to do.
+ */
 #include "mem/gpu.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "base/assert.h"
+
+/* A copy of a crumb costs as much as one of a page, and an op may run over thousands of them. */
+#define SMALL_SEGMENT_BYTES 4096u
+#define SMALL_SEGMENTS_MAX  64u
 
 struct kvx_gpu_mem *kvx_gpu_mem_create(uint32_t n_bases, uint32_t n_segments)
 {
@@ -29,16 +37,63 @@ struct kvx_gpu_mem *kvx_gpu_mem_create(uint32_t n_bases, uint32_t n_segments)
 	return gpu;
 }
 
+void kvx_gpu_mem_close_fds(struct kvx_gpu_mem *gpu)
+{
+	for (uint32_t i = 0; i < gpu->n_bases; i++) {
+		if (gpu->bases[i].fd >= 0)
+			close(gpu->bases[i].fd);
+		gpu->bases[i].fd = -1;
+	}
+}
+
 void kvx_gpu_mem_destroy(struct kvx_gpu_mem *gpu)
 {
 	if (gpu == NULL)
 		return;
-	for (uint32_t i = 0; i < gpu->n_bases; i++)
-		if (gpu->bases[i].fd >= 0)
-			close(gpu->bases[i].fd);
+	kvx_gpu_mem_close_fds(gpu);
 	free(gpu->bases);
 	free(gpu->segments);
 	free(gpu);
+}
+
+/* 1: it is; 0: it is not; -EDQUOT: the daemon has no fd left to find out. */
+static int fd_is_dmabuf(int fd)
+{
+	char path[40], text[512];
+
+	snprintf(path, sizeof(path), "/proc/self/fdinfo/%d", fd);
+	int info = open(path, O_RDONLY | O_CLOEXEC);
+	if (info < 0)
+		return errno == EMFILE || errno == ENFILE ? -EDQUOT : 0;
+	ssize_t n = read(info, text, sizeof(text) - 1);
+	close(info);
+	text[n > 0 ? n : 0] = '\0';
+	return strstr(text, "\nexp_name:") != NULL;
+}
+
+/* Closing a stranger's file may block for as long as its file system likes; that of a dma-buf or
+ * a memfd, which are the kernel's alone, does not. Neither question asks a file system, and no
+ * other file can answer them so. */
+static int fd_is_kernel_memory(int fd)
+{
+	return fcntl(fd, F_GET_SEALS) >= 0 ? 1 : fd_is_dmabuf(fd);
+}
+
+int kvx_gpu_mem_check_fds(const struct kvx_gpu_mem *gpu, struct kvx_why *why)
+{
+	for (uint32_t i = 0; i < gpu->n_bases; i++) {
+		int is = gpu->bases[i].fd >= 0 ? fd_is_kernel_memory(gpu->bases[i].fd) : 1;
+
+		if (is < 0)
+			return kvx_why(why, is,
+				       "the daemon has no free file descriptor to look at a "
+				       "dma-buf: raise LimitNOFILE in kvxferd.service");
+		if (is == 0)
+			return kvx_why(why, -EBADF,
+				       "allocation %" PRIu32 ": its file descriptor is no dma-buf",
+				       i);
+	}
+	return 0;
 }
 
 uint32_t kvx_gpu_mem_find(const struct kvx_gpu_mem *gpu, uint64_t offset)
@@ -103,6 +158,20 @@ static int check_witnesses(const struct kvx_gpu_mem *gpu, uint64_t len_bytes, st
 	return 0;
 }
 
+static int check_crumbs(const struct kvx_gpu_mem *gpu, struct kvx_why *why)
+{
+	uint32_t n = 0;
+
+	for (uint32_t i = 0; i < gpu->n_segments; i++)
+		n += gpu->segments[i].len_bytes < SMALL_SEGMENT_BYTES;
+	if (n > SMALL_SEGMENTS_MAX)
+		return kvx_why(why, -EINVAL,
+			       "%" PRIu32 " segments have less than %u bytes, %u may: register "
+			       "the allocations that they lie in, and name the parts by a layout",
+			       n, SMALL_SEGMENT_BYTES, SMALL_SEGMENTS_MAX);
+	return 0;
+}
+
 /* Fills the segments' starts. */
 static int gpu_check(struct kvx_mem *mem, struct kvx_why *why)
 {
@@ -126,6 +195,9 @@ static int gpu_check(struct kvx_mem *mem, struct kvx_why *why)
 		return kvx_why(why, -EINVAL,
 			       "the segments have %" PRIu64 " bytes, the region %" PRIu64, sum,
 			       mem->len_bytes);
+	int err = check_crumbs(gpu, why);
+	if (err < 0)
+		return err;
 	mem->page_bytes = 4096;
 	return check_witnesses(gpu, mem->len_bytes, why);
 }

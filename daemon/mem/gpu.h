@@ -5,6 +5,7 @@
 #define KVX_MEM_GPU_H
 
 #include "gpu/gpu.h"
+#include "mem/gpu_access.h"
 #include "mem/mem.h"
 
 #define KVX_GPU_WITNESS_BYTES 16
@@ -41,11 +42,20 @@ struct kvx_gpu_mem {
 	struct kvx_gpu_segment *segments;
 	struct kvx_gpu_witness witnesses[KVX_GPU_MAX_WITNESSES];
 	struct kvx_why why; /* why its home could not map it; "": no more than the error says */
+	/* What else its device can do; set by its home. NULL: it is not mapped. */
+	const struct kvx_gpu_access *access;
+	void *device; /* for access */
 };
 
 /* Bases without fds, all else 0. NULL: no memory. The counts are bounded by the caller's limits. */
 struct kvx_gpu_mem *kvx_gpu_mem_create(uint32_t n_bases, uint32_t n_segments);
 void kvx_gpu_mem_destroy(struct kvx_gpu_mem *gpu); /* closes fds: may block. NULL is fine */
+/* Its dma-bufs are not needed any more: who registered them holds the memory. May block. */
+void kvx_gpu_mem_close_fds(struct kvx_gpu_mem *gpu);
+/* Are its fds dma-bufs? Asks no file system and no exporter, but the kernel once for each. -EBADF,
+ * -EDQUOT (no fd was left to find out) with the reason: then they may be anything, and closing them
+ * may take for ever. Any thread but the loop's. */
+int kvx_gpu_mem_check_fds(const struct kvx_gpu_mem *gpu, struct kvx_why *why);
 /* Index of the segment that holds the byte at `offset`, which is in the region. */
 uint32_t kvx_gpu_mem_find(const struct kvx_gpu_mem *gpu, uint64_t offset);
 /* Address in this process of the byte at `offset`, and how many follow it in its segment. Mapped

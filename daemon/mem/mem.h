@@ -14,6 +14,7 @@ enum kvx_mem_kind { KVX_MEM_HOST = 1, KVX_MEM_DMABUF = 2, KVX_MEM_HIP = 3, KVX_M
 
 struct kvx_mem_ops;
 struct kvx_gpu_mem;
+struct kvx_mr;
 
 struct kvx_mem {
 	const struct kvx_mem_ops *ops;
@@ -23,7 +24,8 @@ struct kvx_mem {
 	uint8_t *addr; /* host kinds: the daemon's mapping; NULL before map() and after unmap() */
 	uint64_t page_bytes;     /* 4096, or the huge page size: filled by check() */
 	struct kvx_gpu_mem *gpu; /* GPU kinds: what it is made of, see mem/gpu.h; NULL for others */
-	bool pinned; /* host memory that GPUs may copy from and to: page-locked for them */
+	struct kvx_mr *pinned;   /* host memory that GPUs may copy from and to: the entry of the
+				    domain that has page-locked it for them; NULL: none has */
 };
 
 static inline bool kvx_mem_kind_is_gpu(enum kvx_mem_kind kind)

@@ -157,6 +157,16 @@ uint32_t kvx_pack_data(uint8_t out[KVX_PACK_HDR_BYTES], enum kvx_pack_type type,
 	return KVX_PACK_HDR_BYTES;
 }
 
+void kvx_pack_join(uint8_t *head)
+{
+	struct wire_hdr hdr;
+
+	memcpy(&hdr, head, sizeof(hdr));
+	kvx_assert(hdr.type == KVX_PACK_WRITE_AHEAD || hdr.type == KVX_PACK_DATA_AHEAD);
+	hdr.type = hdr.type == KVX_PACK_WRITE_AHEAD ? KVX_PACK_WRITE : KVX_PACK_DATA;
+	memcpy(head, &hdr, sizeof(hdr));
+}
+
 void kvx_pack_get_op(const struct kvx_pack_msg *msg, uint32_t i, struct kvx_pack_op *out_op)
 {
 	struct kvx_pack_op op;

@@ -92,6 +92,8 @@ uint32_t kvx_pack_acks(uint8_t *out, size_t out_bytes, uint64_t secret,
 /* The header of DATA or DATA_AHEAD; data_bytes of data follow it. */
 uint32_t kvx_pack_data(uint8_t out[KVX_PACK_HDR_BYTES], enum kvx_pack_type type, uint64_t secret,
 		       uint32_t id, uint32_t data_bytes);
+/* The *_AHEAD message at head and the data that has come behind it become one: WRITE or DATA. */
+void kvx_pack_join(uint8_t *head);
 
 /* A decoded message; it points into the buffer that was decoded. */
 struct kvx_pack_msg {

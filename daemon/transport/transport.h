@@ -31,7 +31,7 @@
 #include "mem/mem.h"
 
 #define KVX_TRANSPORT_ADDR_MAX 256
-#define KVX_TRANSPORT_MKEY_MAX 128
+#define KVX_TRANSPORT_MKEY_MAX 24576
 
 /* Backends define the bodies; each begins with what is shown. */
 struct kvx_dom;
@@ -113,6 +113,10 @@ enum kvx_transport_caps {
 	 * promises: progress() reports the ep's open ops after fence() has returned, and nothing of
 	 * the ep once ep_close() was called (worker thread). */
 	KVX_CAP_BLOCKING_CONTROL = 1u << 5,
+	/* CROSS_NODE: reaches memory of every kind that the node may register, by way of host
+	 * memory where it must. */
+	KVX_CAP_ANY_MEMORY = 1u << 6,
+	KVX_CAP_DMABUF = 1u << 7, /* mem_reg takes GPU memory by the dma-bufs of its allocations */
 };
 /* What a domain counts, for people. Written on the worker's threads, read by the loop. */
 struct kvx_dom_counters {
@@ -127,6 +131,8 @@ struct kvx_dom_counters {
 	struct kvx_counter async_events;
 	struct kvx_counter eps_made, eps_lost; /* endpoints connected; lost to an error */
 	struct kvx_counter regs, reg_bytes;    /* memory registered now */
+	/* Of GPU memory, through page-locked memory of the host. */
+	struct kvx_counter bounced_ops, bounced_bytes;
 };
 /* What a domain's port is like now. Written on the worker's threads, read by the loop, each field
  * by itself: for people, and as a hint whether listen() would fail. */
@@ -187,6 +193,8 @@ struct kvx_gpu_conf {
 				      measured when the device is opened */
 	uint32_t call_timeout_ms;  /* how long a call of the runtime may take that maps memory */
 	uint32_t fence_timeout_ms; /* how long copies may go on before the device is reset */
+	uint64_t bounce_bytes;     /* page-locked message buffers of all eps of a domain */
+	uint32_t bounce_slots;     /* messages under way through them, per ep and direction */
 };
 
 struct kvx_dom_conf {
@@ -243,8 +251,8 @@ struct kvx_transport_ops {
 	int (*mem_reg)(struct kvx_dom *dom, uint32_t tenant, const struct kvx_mem *mem,
 		       uint32_t rights, struct kvx_mr **out_mr);
 	void (*mem_dereg)(struct kvx_mr *mr);
-	int (*mkey_pack)(const struct kvx_mr *mr, void *buf,
-			 size_t buf_bytes); /* length or -ENOSPC */
+	/* length, 1 .. KVX_TRANSPORT_MKEY_MAX; -ENOSPC: it needs more room */
+	int (*mkey_pack)(const struct kvx_mr *mr, void *buf, size_t buf_bytes);
 	int (*rkey_unpack)(struct kvx_ep *ep, const void *mkey, size_t len,
 			   struct kvx_rkey **out_rkey); /* -EINVAL: not one */
 	void (*rkey_free)(struct kvx_rkey *rkey);

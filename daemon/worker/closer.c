@@ -15,6 +15,7 @@
 #include "base/assert.h"
 #include "base/log.h"
 #include "base/queue.h"
+#include "base/thread.h"
 #include "worker/worker_priv.h"
 
 #define CLOSE_WAIT_S  1
@@ -24,6 +25,12 @@ struct closing_fd {
 	struct kvx_queue_node node; /* first */
 	int fd;
 	bool is_conn;
+	struct kvx_closer_tab *tab; /* a reference; NULL: nobody counts it */
+};
+
+struct kvx_closer_tab {
+	_Atomic unsigned n_refs;
+	_Atomic unsigned n_fds;
 };
 
 struct kvx_closer {
@@ -38,6 +45,41 @@ static void closer_free(struct kvx_closer *closer)
 	kvx_queue_destroy(closer->todo);
 	sem_destroy(&closer->done);
 	free(closer);
+}
+
+struct kvx_closer_tab *kvx_closer_tab_create(void)
+{
+	struct kvx_closer_tab *tab = calloc(1, sizeof(*tab));
+	if (tab != NULL)
+		atomic_init(&tab->n_refs, 1);
+	return tab;
+}
+
+void kvx_closer_tab_unref(struct kvx_closer_tab *tab)
+{
+	if (tab != NULL && atomic_fetch_sub(&tab->n_refs, 1) == 1)
+		free(tab);
+}
+
+unsigned kvx_closer_tab_count(const struct kvx_closer_tab *tab)
+{
+	return atomic_load(&tab->n_fds);
+}
+
+static void tab_add(struct kvx_closer_tab *tab)
+{
+	if (tab == NULL)
+		return;
+	atomic_fetch_add(&tab->n_refs, 1);
+	atomic_fetch_add(&tab->n_fds, 1);
+}
+
+static void tab_take(struct kvx_closer_tab *tab)
+{
+	if (tab == NULL)
+		return;
+	atomic_fetch_sub(&tab->n_fds, 1);
+	kvx_closer_tab_unref(tab);
 }
 
 static void conn_discard_input(int fd)
@@ -60,6 +102,7 @@ static void *closer_main(void *arg)
 		/* A socket of a client's making may be told to linger for as long as it likes. */
 		setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
 		close(c->fd);
+		tab_take(c->tab);
 		free(c);
 	}
 	sem_post(&closer->done);
@@ -77,7 +120,7 @@ int kvx_closer_open(struct kvx_closer **out_closer)
 	int err = kvx_queue_create(&closer->todo);
 	if (err < 0)
 		goto err_free;
-	err = kvx_worker_thread_start(&closer->thread, "kvx-close", closer_main, closer);
+	err = kvx_thread_start(&closer->thread, "kvx-close", closer_main, closer);
 	if (err < 0)
 		goto err_queue;
 	*out_closer = closer;
@@ -118,24 +161,30 @@ void kvx_closer_close(struct kvx_closer *closer)
 	closer_free(closer);
 }
 
-static void closer_take(struct kvx_closer *closer, int fd, bool is_conn)
+static void closer_take(struct kvx_closer *closer, struct kvx_closer_tab *tab, int fd, bool is_conn)
 {
 	struct closing_fd *c = malloc(sizeof(*c));
 	if (c == NULL) {
 		close(fd);
 		return;
 	}
-	*c = (struct closing_fd){.fd = fd, .is_conn = is_conn};
+	*c = (struct closing_fd){.fd = fd, .is_conn = is_conn, .tab = tab};
+	tab_add(tab);
 	kvx_queue_push(closer->todo, &c->node);
 }
 
 void kvx_closer_give(struct kvx_closer *closer, int fd)
 {
-	closer_take(closer, fd, false);
+	closer_take(closer, NULL, fd, false);
+}
+
+void kvx_closer_give_on(struct kvx_closer *closer, struct kvx_closer_tab *tab, int fd)
+{
+	closer_take(closer, tab, fd, false);
 }
 
 void kvx_closer_give_conn(struct kvx_closer *closer, int fd)
 {
 	shutdown(fd, SHUT_RDWR);
-	closer_take(closer, fd, true);
+	closer_take(closer, NULL, fd, true);
 }

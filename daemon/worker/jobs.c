@@ -10,6 +10,7 @@
 #include <stdlib.h>
 
 #include "base/assert.h"
+#include "base/thread.h"
 #include "worker/worker_priv.h"
 
 struct kvx_jobs {
@@ -53,7 +54,7 @@ int kvx_jobs_open(bool threaded, void (*doorbell)(void *arg), void *arg, struct 
 	if (err < 0)
 		goto err_todo;
 	if (threaded) {
-		err = kvx_worker_thread_start(&jobs->thread, "kvx-jobs", jobs_main, jobs);
+		err = kvx_thread_start(&jobs->thread, "kvx-jobs", jobs_main, jobs);
 		if (err < 0)
 			goto err_done;
 		jobs->threaded = true;

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/assert.h"
+#include "base/thread.h"
 #include "worker/worker_priv.h"
 
 #define WORKER_MAGIC 0x6b7677726b303031ull
@@ -76,8 +77,7 @@ static int worker_create(const struct kvx_worker_conf *conf, struct kvx_worker *
 
 static int worker_start_thread(struct kvx_worker *worker, struct kvx_why *why)
 {
-	int err =
-	    kvx_worker_thread_start(&worker->thread, worker->conf.name, kvx_worker_main, worker);
+	int err = kvx_thread_start(&worker->thread, worker->conf.name, kvx_worker_main, worker);
 	if (err < 0)
 		return kvx_why(why, err, "worker %s: cannot start its thread: %s",
 			       worker->conf.name, strerror(-err));

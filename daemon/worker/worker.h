@@ -8,9 +8,9 @@
  *
  * Where the transport's control calls may block (KVX_CAP_BLOCKING_CONTROL) they run on helper
  * threads of the worker, one for registering memory, one for taking that back, one for setting
- * endpoints up, one for fencing them, so that neither data nor a fence ever waits for a registration
- * or an address resolution. The order of commands for one ep holds all the same; commands for
- * different things may overtake each other.
+ * endpoints up, one for fencing them, so that neither data nor a fence ever waits for a
+ * registration or an address resolution. The order of commands for one ep holds all the same;
+ * commands for different things may overtake each other.
  */
 #ifndef KVX_WORKER_H
 #define KVX_WORKER_H
@@ -26,16 +26,18 @@
 
 enum kvx_work_kind {
 	KVX_WORK_BATCH,      /* struct kvx_batch: post its ops; back when all are done */
-	KVX_CMD_LISTEN,      /* tenant -> ep, addr, addr_len */
-	KVX_CMD_CONNECT,     /* ep, addr, addr_len; done when EP_UP or EP_DOWN came: status */
+	KVX_CMD_LISTEN,      /* tenant -> ep, bytes, len */
+	KVX_CMD_CONNECT,     /* ep, bytes, len; done when EP_UP or EP_DOWN came: status */
 	KVX_CMD_EP_CLOSE,    /* fence, complete its batches (and CONNECT) with -ECANCELED, close;
 				status: what fence() said, the ep is gone in any case */
 	KVX_CMD_FENCE,       /* fence only: the ep stays, its batches and CONNECT come back with
 				-ECANCELED, as does every later one */
 	KVX_CMD_LEASE,       /* ep, lease_ns; 0: stops all inbound access */
-	KVX_CMD_MEM_REG,     /* tenant, mem, rights -> mr, mkey, mkey_len */
+	KVX_CMD_MEM_REG,     /* tenant, mem, rights -> mr, mkey, mkey_len: the key is for the
+				caller to free() */
 	KVX_CMD_MEM_DEREG,   /* mr */
-	KVX_CMD_RKEY_UNPACK, /* ep, mkey, mkey_len -> rkey */
+	KVX_CMD_RKEY_UNPACK, /* ep, mkey, mkey_len -> rkey; the key stays the caller's, who keeps it
+				until the command is done */
 	KVX_CMD_RKEY_FREE,   /* rkey */
 	KVX_CMD_NOTE,        /* worker -> loop only: event */
 };
@@ -74,8 +76,10 @@ struct kvx_cmd {
 	uint32_t rights;
 	uint64_t lease_ns;
 	size_t len;                            /* of bytes[] in use */
-	uint8_t bytes[KVX_TRANSPORT_ADDR_MAX]; /* address or mkey */
-	struct kvx_tevent event;               /* NOTE */
+	uint8_t bytes[KVX_TRANSPORT_ADDR_MAX]; /* address */
+	uint8_t *mkey;                         /* heap, of exactly its length; NULL: none */
+	size_t mkey_len;
+	struct kvx_tevent event; /* NOTE */
 	struct kvx_call call;
 };
 

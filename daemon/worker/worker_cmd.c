@@ -1,6 +1,10 @@
 /* Commands of the loop: who runs which, and those that name no endpoint. Calls that may block
  * (registration, setting an endpoint up) go through kvx_worker_call(): the part before it and the
  * part after it are here, on the worker thread. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
 #include "base/assert.h"
 #include "worker/worker_priv.h"
 
@@ -56,10 +60,29 @@ static void mem_reg_undone(struct kvx_worker *worker, struct kvx_cmd *cmd)
 static void mem_reg_run(struct kvx_worker *worker, struct kvx_cmd *cmd)
 {
 	struct kvx_mr *mr = NULL;
+	cmd->mkey = NULL;
+	cmd->mkey_len = 0;
 	cmd->call.status =
 	    worker->ops->mem_reg(worker->dom, cmd->tenant, cmd->mem, cmd->rights, &mr);
 	if (cmd->call.status == 0)
 		cmd->mr = mr;
+}
+
+static int mem_reg_key(struct kvx_worker *worker, struct kvx_cmd *cmd)
+{
+	uint8_t key[KVX_TRANSPORT_MKEY_MAX]; /* most are far shorter, and regions keep theirs */
+	int len = worker->ops->mkey_pack(cmd->mr, key, sizeof(key));
+	if (len == -ENOSPC)
+		cmd->text = "the memory is in too many pieces: its key is longer than a key may be";
+	if (len < 0)
+		return len;
+	kvx_assert(len > 0 && (size_t)len <= sizeof(key));
+	cmd->mkey = malloc((size_t)len);
+	if (cmd->mkey == NULL)
+		return -ENOMEM;
+	memcpy(cmd->mkey, key, (size_t)len);
+	cmd->mkey_len = (size_t)len;
+	return 0;
 }
 
 static void mem_reg_back(struct kvx_worker *worker, struct kvx_cmd *cmd)
@@ -68,13 +91,12 @@ static void mem_reg_back(struct kvx_worker *worker, struct kvx_cmd *cmd)
 		kvx_worker_cmd_done(worker, cmd, cmd->call.status);
 		return;
 	}
-	int len = worker->ops->mkey_pack(cmd->mr, cmd->bytes, sizeof(cmd->bytes));
-	if (len < 0) {
-		cmd->status = len;
+	int err = mem_reg_key(worker, cmd);
+	if (err < 0) {
+		cmd->status = err;
 		kvx_worker_call(worker, cmd, WORKER_HELPER_DEREG, mem_dereg_run, mem_reg_undone);
 		return;
 	}
-	cmd->len = (size_t)len;
 	kvx_worker_cmd_done(worker, cmd, 0);
 }
 

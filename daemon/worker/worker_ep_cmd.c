@@ -103,7 +103,7 @@ static void unpack(struct kvx_worker *worker, const struct worker_ep *wep, struc
 {
 	int err = -ECANCELED; /* of an ep that is being closed: nobody would free it in time */
 	if (wep->closing == NULL)
-		err = worker->ops->rkey_unpack(wep->ep, cmd->bytes, cmd->len, &cmd->rkey);
+		err = worker->ops->rkey_unpack(wep->ep, cmd->mkey, cmd->mkey_len, &cmd->rkey);
 	kvx_worker_cmd_done(worker, cmd, err);
 }
 

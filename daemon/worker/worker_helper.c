@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/assert.h"
+#include "base/thread.h"
 #include "worker/worker_priv.h"
 
 struct worker_helper {
@@ -57,7 +58,7 @@ static int helper_start(struct kvx_worker *worker, enum worker_helper_kind kind)
 	if (err < 0)
 		return err;
 	snprintf(name, sizeof(name), "%.9s-%s", worker->conf.name, helper_names[kind]);
-	err = kvx_worker_thread_start(&helper->thread, name, helper_main, helper);
+	err = kvx_thread_start(&helper->thread, name, helper_main, helper);
 	helper->has_thread = err == 0;
 	return err;
 }

@@ -168,8 +168,6 @@ unsigned kvx_worker_calls_finish(struct kvx_worker *worker);
 bool kvx_worker_calls_returned(const struct kvx_worker *worker);
 
 /* worker_thread.c */
-int kvx_worker_thread_start(pthread_t *out_thread, const char *name, void *(*fn)(void *arg),
-			    void *arg);
 void *kvx_worker_main(void *arg);
 int kvx_worker_dom_open(struct kvx_worker *worker, struct kvx_why *why);
 void kvx_worker_dom_close(struct kvx_worker *worker);

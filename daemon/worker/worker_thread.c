@@ -1,10 +1,8 @@
 /* The thread of a worker: turns as long as there is something to do, then a spin, then sleep until
- * the loop's doorbell or the transport's event fd. Signals go to the loop's thread, faults stay
- * here. */
+ * the loop's doorbell or the transport's event fd. */
 #include <errno.h>
 #include <poll.h>
 #include <sched.h>
-#include <signal.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -16,23 +14,6 @@
 #define PAUSES         4u  /* between two looks */
 #define YIELD_EVERY    16u /* looks: some 5 us */
 #define CHORES_TICK_MS 1
-
-int kvx_worker_thread_start(pthread_t *out_thread, const char *name, void *(*fn)(void *arg),
-			    void *arg)
-{
-	sigset_t all, before;
-	sigfillset(&all);
-	static const int faults[] = {SIGBUS, SIGSEGV, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS};
-	for (unsigned i = 0; i < sizeof(faults) / sizeof(faults[0]); i++)
-		sigdelset(&all, faults[i]);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	int err = pthread_create(out_thread, NULL, fn, arg);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	if (err != 0)
-		return -err;
-	pthread_setname_np(*out_thread, name); /* for people: it may fail */
-	return 0;
-}
 
 int kvx_worker_dom_open(struct kvx_worker *worker, struct kvx_why *why)
 {

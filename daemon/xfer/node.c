@@ -9,6 +9,7 @@
 #include <time.h>
 
 #include "base/assert.h"
+#include "base/clock.h"
 #include "base/log.h"
 #include "xfer/node_priv.h"
 
@@ -18,7 +19,7 @@
 void node_doorbell(void *arg)
 {
 	const struct kvx_node *node = arg;
-	if (node->conf.doorbell != NULL)
+	if (node->conf.doorbell != NULL && !atomic_load(&node->left))
 		node->conf.doorbell(node->conf.doorbell_arg);
 }
 
@@ -55,6 +56,12 @@ static void node_on_remote_end(void *arg, struct kvx_target *target, uint64_t ui
 static KVX_ON_LOOP int tables_create(struct kvx_node *node)
 {
 	struct kvx_xfers_conf conf = node->conf.xfers;
+	const struct kvx_gates_conf gates_conf = {
+	    .threaded = node->conf.threaded,
+	    .doorbell = node_doorbell,
+	    .doorbell_arg = node,
+	    .call_timeout_ns = node->conf.dom.gpu.call_timeout_ms * KVX_MS,
+	};
 	int rc = kvx_scheds_create(node->conf.n_batches, node->conf.quantum_bytes, &node->scheds);
 	if (rc != 0)
 		return rc;
@@ -64,9 +71,14 @@ static KVX_ON_LOOP int tables_create(struct kvx_node *node)
 	conf.remote_open = node_on_remote_open;
 	conf.remote_end = node_on_remote_end;
 	conf.lane_reset = node_on_lane_reset;
-	rc = kvx_xfers_create(&conf, &node->xfers);
+	conf.near_doms = node_near_doms;
+	rc = kvx_gates_create(&gates_conf, &node->gates);
 	if (rc != 0)
 		goto err_scheds;
+	conf.gates = node->gates;
+	rc = kvx_xfers_create(&conf, &node->xfers);
+	if (rc != 0)
+		goto err_gates;
 	rc = kvx_regions_create(&node->conf.region_limits, &node->regions);
 	if (rc != 0)
 		goto err_xfers;
@@ -79,6 +91,8 @@ err_regions:
 	kvx_regions_destroy(node->regions);
 err_xfers:
 	kvx_xfers_destroy(node->xfers);
+err_gates:
+	kvx_gates_destroy(node->gates);
 err_scheds:
 	kvx_scheds_destroy(node->scheds);
 	return rc;
@@ -89,6 +103,7 @@ static KVX_ON_LOOP void tables_destroy(struct kvx_node *node)
 	kvx_jobs_close(node->jobs);
 	kvx_regions_destroy(node->regions);
 	kvx_xfers_destroy(node->xfers);
+	kvx_gates_destroy(node->gates);
 	kvx_scheds_destroy(node->scheds);
 }
 
@@ -134,9 +149,12 @@ void kvx_node_close(struct kvx_node *node)
 		return;
 	kvx_assert(kvx_regions_count(node->regions) == 0 && kvx_xfers_count(node->xfers) == 0);
 	node_lanes_close(node);
+	/* Events are of the domains: a thread that hangs in one of those goes on using it. */
+	atomic_store(&node->left, !kvx_gates_stop(node->gates));
 	node_doms_close(node);
 	tables_destroy(node);
-	free(node);
+	if (!atomic_load(&node->left))
+		free(node);
 }
 
 void kvx_node_set_peers(struct kvx_node *node, const struct kvx_node_peer_hooks *hooks)
@@ -258,6 +276,11 @@ struct kvx_regions *kvx_node_regions(struct kvx_node *node)
 	return node->regions;
 }
 
+struct kvx_gates *kvx_node_gates(struct kvx_node *node)
+{
+	return node->gates;
+}
+
 struct kvx_scheds *kvx_node_scheds(struct kvx_node *node)
 {
 	return node->scheds;
@@ -274,6 +297,16 @@ struct kvx_worker *kvx_node_worker(struct kvx_node *node, unsigned i, const char
 struct kvx_lane *kvx_node_own_lane(struct kvx_node *node, unsigned i)
 {
 	return i < node->n_lanes ? &node->lanes[i].lane : NULL;
+}
+
+uint64_t kvx_node_own_lane_up_ns(const struct kvx_node *node, unsigned i)
+{
+	return i < node->n_lanes ? node->lanes[i].up_ns : 0;
+}
+
+unsigned kvx_node_gpus(const struct kvx_node *node)
+{
+	return node->n_lanes - 1;
 }
 
 struct kvx_lane *kvx_node_copy_lane(struct kvx_node *node)

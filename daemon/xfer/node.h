@@ -39,7 +39,7 @@ struct kvx_node_conf {
 	unsigned n_batches; /* pool size */
 	struct kvx_region_limits region_limits;
 	struct kvx_xfers_conf
-	    xfers; /* timers, scheds, remote_* and lane_reset are filled by the node
+	    xfers; /* timers, scheds, gates, remote_* and lane_reset are filled by the node
 		    */
 	/* Tests: another same-node transport for copy workers; NULL: kvx_copy_ops. */
 	const struct kvx_transport_ops *copy_ops;
@@ -47,6 +47,7 @@ struct kvx_node_conf {
 	const struct kvx_transport_ops *gpu_ops;
 	unsigned gpu_spin_us;
 	bool gpu_pin_host; /* host memory is page-locked, so that GPUs reach it */
+	const char *sysfs; /* where devices are looked up; NULL: KVX_PCI_SYSFS */
 	void *region_arg;
 	/* The region cannot be used any more; its owner has to unregister it. NULL: nobody is told.
 	 */
@@ -92,7 +93,11 @@ bool kvx_node_pump(struct kvx_node *node) KVX_ON_LOOP;
 
 struct kvx_xfers *kvx_node_xfers(struct kvx_node *node);
 struct kvx_regions *kvx_node_regions(struct kvx_node *node);
+struct kvx_gates *kvx_node_gates(struct kvx_node *node);
 struct kvx_scheds *kvx_node_scheds(struct kvx_node *node); /* for kvx_sched_create() of lanes */
+/* The rails (bit set by dom_index) of the RDMA device that is nearest to a device of the node; 0:
+ * none is nearer than the others. Of a lane's rails, transfers of its memory use these. */
+uint64_t kvx_node_near_rails(const struct kvx_node *node, const struct kvx_gpu_id *gpu);
 /* A rail of this node: a device that peers' lanes may use, or one that was found and cannot be
  * used (worker NULL; rail.reason says why). */
 struct kvx_node_rail {
@@ -120,6 +125,8 @@ struct kvx_worker *kvx_node_worker(struct kvx_node *node, unsigned i, const char
 struct kvx_lane *kvx_node_copy_lane(struct kvx_node *node);
 /* Lanes of the node to itself: i from 0, the copy lane; then one for each GPU; NULL ends. */
 struct kvx_lane *kvx_node_own_lane(struct kvx_node *node, unsigned i);
+uint64_t kvx_node_own_lane_up_ns(const struct kvx_node *node, unsigned i); /* since when; 0: not */
+unsigned kvx_node_gpus(const struct kvx_node *node); /* that it uses, lost ones too */
 
 /* Maps the region (state MAPPING, as kvx_region_add() left it) and registers it in every domain,
  * then runs cb on the loop: status 0 (state LIVE) or -errno (all undone but the table entry: call

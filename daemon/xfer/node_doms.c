@@ -45,6 +45,7 @@ static void rail_note(void *arg, const struct kvx_tevent *event)
 		kvx_error("node: %s is lost: %s", dom->name,
 			  event->text != NULL ? event->text : strerror(-event->status));
 	}
+	node_near_update(node);
 	if (node->peers.note != NULL)
 		node->peers.note(node->peers.arg, (unsigned)(dom - node->doms), event);
 }
@@ -207,6 +208,7 @@ int node_doms_open(struct kvx_node *node, struct kvx_why *why)
 	for (unsigned i = 0; i < KVX_NODE_TRANSPORTS && ops[i] != NULL; i++)
 		if (transport_open(node, ops[i]) > 0)
 			node->peer_transports[n++] = ops[i];
+	node_near_open(node);
 	if (n > 0)
 		return 0;
 	if (ops[0] == NULL)
@@ -221,8 +223,13 @@ int node_doms_open(struct kvx_node *node, struct kvx_why *why)
 
 void node_doms_close(struct kvx_node *node)
 {
-	while (node->n_doms > 0)
-		kvx_worker_close(node->doms[--node->n_doms].worker);
+	node_near_close(node);
+	while (node->n_doms > 0) {
+		struct kvx_worker *worker = node->doms[--node->n_doms].worker;
+
+		if (!atomic_load(&node->left) || kvx_worker_ops(worker) != node->gpu_ops)
+			kvx_worker_close(worker);
+	}
 }
 
 const struct kvx_node_rail *kvx_node_rails(const struct kvx_node *node, unsigned *out_n)

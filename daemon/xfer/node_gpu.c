@@ -107,6 +107,8 @@ static KVX_ON_LOOP void region_lose(struct kvx_node *node, struct kvx_region *re
 		kvx_target_lose(&nr->target->target, status, text);
 		kvx_target_tell(&nr->target->target);
 	}
+	if (nr != NULL) /* RDMA devices of others know nothing of the loss */
+		node_region_withdraw(nr, status, text);
 	if (node->conf.region_lost != NULL)
 		node->conf.region_lost(node->conf.region_arg, region, status, text);
 }

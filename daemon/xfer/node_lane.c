@@ -74,6 +74,7 @@ static KVX_ON_LOOP void lane_set_up(struct node_lane *nl)
 	}
 	kvx_sm_move(&nl->sm, NODE_LANE_UP);
 	nl->lane.state = nl->lost ? KVX_LANE_DOWN : KVX_LANE_UP;
+	nl->up_ns = nl->lost ? 0 : kvx_timers_now(nl->node->conf.timers);
 	node_targets_step(nl);
 	kvx_sched_pump(nl->lane.sched);
 }
@@ -132,6 +133,7 @@ void node_lane_reset(struct node_lane *nl, const char *cause)
 	kvx_why(&why, 0, "the %s lane was reset: %s", nl->lane.ops->name, cause);
 	kvx_warn("node: %s", why.text);
 	nl->lane.state = nl->lost ? KVX_LANE_DOWN : KVX_LANE_CONNECTING;
+	nl->up_ns = 0;
 	nl->lane.generation++;
 	nl->lane.n_resets++;
 	kvx_xfers_fail_lane(nl->node->xfers, &nl->lane, -EIO, 0, why.text);
@@ -144,6 +146,7 @@ void node_lane_lose(struct node_lane *nl, int status, const char *text)
 	if (nl->lost)
 		return;
 	nl->lost = true;
+	nl->up_ns = 0;
 	nl->lane.state = KVX_LANE_DOWN;
 	kvx_xfers_cancel_lane(nl->node->xfers, &nl->lane, status, text);
 }

@@ -4,6 +4,8 @@
 #ifndef KVX_NODE_PRIV_H
 #define KVX_NODE_PRIV_H
 
+#include <stdatomic.h>
+
 #include "base/sm.h"
 #include "xfer/node.h"
 #include "xfer/reg.h"
@@ -42,6 +44,7 @@ struct node_lane {
 	struct kvx_node *node;
 	unsigned index; /* in node->lanes */
 	bool lost;      /* its device is: it stays down */
+	uint64_t up_ns; /* since when; 0: it is not */
 	struct kvx_outlet inline_outlet;
 	struct kvx_sm sm;
 	unsigned n_pending;
@@ -82,6 +85,7 @@ enum node_region_state {
 	NODE_REGION_MAPPING,
 	NODE_REGION_HOMING, /* GPUs may reach it: its home domain comes first */
 	NODE_REGION_REGISTERING,
+	NODE_REGION_SETTLING, /* its dma-bufs are closed: every domain has what it needs */
 	NODE_REGION_LIVE,
 	NODE_REGION_DRAINING,    /* its transfers end */
 	NODE_REGION_WITHDRAWING, /* peers stop using it */
@@ -112,7 +116,8 @@ struct node_region {
 	int status; /* of a failed open; else of the close */
 	struct kvx_why why;
 	unsigned n_pending; /* commands */
-	bool cancelled, withdrawn;
+	bool cancelled;
+	bool withdrawing, withdrawn; /* peers have been told; have stopped using it */
 	bool stepping;
 	struct node_target *target; /* the one that is shared; NULL: none */
 	unsigned n_targets;         /* that hold on to it, dying ones too */
@@ -132,14 +137,18 @@ struct kvx_node {
 	const struct kvx_transport_ops *peer_transports[KVX_NODE_TRANSPORTS + 1];
 	struct kvx_why peer_why; /* why there are none */
 	struct kvx_scheds *scheds;
+	struct kvx_gates *gates;
 	struct kvx_xfers *xfers;
 	struct kvx_regions *regions;
 	struct kvx_jobs *jobs;
 	bool draining;
+	_Atomic bool
+	    left; /* closed, but for what a thread that hangs still uses: it rings no more */
 	struct node_lane lanes[NODE_MAX_LANES]; /* the first one copies between host memory */
 	unsigned n_lanes;
 	const struct kvx_transport_ops *gpu_ops; /* NULL: no GPU is used */
 	struct kvx_why gpu_why;                  /* why not */
+	struct node_near *near;                  /* NULL: no rail is nearer to a GPU than another */
 	struct kvx_target *targets;              /* of struct node_target */
 	struct kvx_work *kept, *kept_last;       /* commands that found a full ring */
 	struct kvx_node_peer_hooks peers;        /* all NULL: none */
@@ -148,6 +157,12 @@ struct kvx_node {
 /* node_doms.c */
 int node_doms_open(struct kvx_node *node, struct kvx_why *why) KVX_ON_LOOP;
 void node_doms_close(struct kvx_node *node) KVX_ON_LOOP;
+
+/* node_near.c */
+void node_near_open(struct kvx_node *node) KVX_ON_LOOP;
+void node_near_close(struct kvx_node *node) KVX_ON_LOOP;
+void node_near_update(struct kvx_node *node) KVX_ON_LOOP; /* rails have changed */
+uint64_t node_near_doms(void *node, const struct kvx_region *local);
 
 /* node_lane.c */
 /* Workers are open. Both wait. */
@@ -175,8 +190,12 @@ void node_wait(struct kvx_node *node, bool (*done)(struct kvx_node *node)) KVX_O
 
 /* retire.c */
 void node_region_step(struct node_region *nr) KVX_ON_LOOP;
+/* Peers are to stop using it, once: where it cannot be used any more, before it is retired. */
+void node_region_withdraw(struct node_region *nr, int status, const char *text) KVX_ON_LOOP;
 /* node_reg.c */
-void node_region_deregister(struct node_region *nr) KVX_ON_LOOP;
+/* The next step of undoing MEM_REG: all domains but the home at once, which may use what the home
+ * has mapped; then the home. false: there is none left. */
+bool node_region_deregister(struct node_region *nr) KVX_ON_LOOP;
 void node_region_unmap(struct node_region *nr) KVX_ON_LOOP;
 void node_region_fail_open(struct node_region *nr) KVX_ON_LOOP;
 

@@ -19,7 +19,9 @@ static const struct kvx_sm_state region_states[] = {
     [NODE_REGION_MAPPING] = {"mapping", BIT(NODE_REGION_HOMING) | BIT(NODE_REGION_REGISTERING) |
 					    BIT(NODE_REGION_GONE)},
     [NODE_REGION_HOMING] = {"homing", BIT(NODE_REGION_REGISTERING) | BIT(NODE_REGION_DEREG)},
-    [NODE_REGION_REGISTERING] = {"registering", BIT(NODE_REGION_LIVE) | BIT(NODE_REGION_DEREG)},
+    [NODE_REGION_REGISTERING] = {"registering", BIT(NODE_REGION_SETTLING) | BIT(NODE_REGION_LIVE) |
+						    BIT(NODE_REGION_DEREG)},
+    [NODE_REGION_SETTLING] = {"settling", BIT(NODE_REGION_LIVE) | BIT(NODE_REGION_DEREG)},
     [NODE_REGION_LIVE] = {"live", BIT(NODE_REGION_DRAINING)},
     [NODE_REGION_DRAINING] = {"draining", BIT(NODE_REGION_WITHDRAWING)},
     [NODE_REGION_WITHDRAWING] = {"withdrawing", BIT(NODE_REGION_KEYS)},
@@ -28,7 +30,7 @@ static const struct kvx_sm_state region_states[] = {
     [NODE_REGION_UNMAPPING] = {"unmapping", BIT(NODE_REGION_GONE)},
     [NODE_REGION_GONE] = {"gone", 0},
 };
-static const struct kvx_sm_conf region_sm_conf = {"region", region_states, 10};
+static const struct kvx_sm_conf region_sm_conf = {"region", region_states, 11};
 
 static struct node_region *nr_of_job(struct kvx_job *job)
 {
@@ -57,7 +59,8 @@ void node_region_fail_open(struct node_region *nr)
 	free(nr);
 }
 
-static KVX_ON_LOOP void region_on_registered(struct node_region *nr)
+/* It is usable, or has to be undone. */
+static KVX_ON_LOOP void region_end_open(struct node_region *nr)
 {
 	struct kvx_region *region = nr->region;
 	/* Its device may have been lost while the other domains were still at work. */
@@ -68,7 +71,6 @@ static KVX_ON_LOOP void region_on_registered(struct node_region *nr)
 	}
 	if (nr->status != 0) {
 		kvx_sm_move(&nr->sm, NODE_REGION_DEREG);
-		node_region_deregister(nr);
 		node_region_step(nr);
 		return;
 	}
@@ -77,6 +79,31 @@ static KVX_ON_LOOP void region_on_registered(struct node_region *nr)
 	kvx_region_cb cb = nr->open_cb;
 	nr->open_cb = NULL;
 	cb(nr->open_arg, region, 0, "");
+}
+
+static void region_settle_run(struct kvx_job *job)
+{
+	kvx_gpu_mem_close_fds(nr_of_job(job)->region->mem.gpu);
+}
+
+static void region_settle_done(struct kvx_job *job)
+{
+	kvx_assert_on_loop();
+	region_end_open(nr_of_job(job));
+}
+
+/* What registered its dma-bufs holds the memory by itself; what is to be undone closes them at the
+ * end. */
+static KVX_ON_LOOP void region_on_registered(struct node_region *nr)
+{
+	if (nr->status != 0 || nr->region->mem.gpu == NULL) {
+		region_end_open(nr);
+		return;
+	}
+	kvx_sm_move(&nr->sm, NODE_REGION_SETTLING);
+	nr->job.run = region_settle_run;
+	nr->job.done = region_settle_done;
+	kvx_jobs_submit(nr->node->jobs, &nr->job);
 }
 
 /* A rail that is lost, or that does not take this kind of memory, is no reason to refuse a region:
@@ -133,9 +160,8 @@ static KVX_ON_LOOP void region_register_others(struct node_region *nr)
 {
 	struct kvx_node *node = nr->node;
 	kvx_sm_move(&nr->sm, NODE_REGION_REGISTERING);
-	if (nr->home >= 0)
-		nr->region->mem.pinned =
-		    nr->region->mem.gpu == NULL && nr->region->reg[nr->home] != NULL;
+	if (nr->home >= 0 && nr->region->mem.gpu == NULL && nr->region->reg[nr->home] != NULL)
+		nr->region->mem.pinned = nr->doms[nr->home].reg.mr;
 	for (unsigned i = 0; i < nr->n_doms; i++)
 		if (reg_is_wanted(nr, i))
 			region_register(nr, i);
@@ -151,10 +177,7 @@ static void region_on_mem_reg(struct kvx_cmd *cmd)
 	struct node_region_dom *d = dom_of_cmd(cmd);
 	struct node_region *nr = d->nr;
 	if (cmd->status == 0) {
-		d->reg.mr = cmd->mr;
-		d->reg.mkey_len = cmd->len;
-		kvx_assert(cmd->len <= sizeof(d->reg.mkey));
-		memcpy(d->reg.mkey, cmd->bytes, cmd->len);
+		d->reg = (struct kvx_reg){cmd->mr, cmd->mkey, cmd->mkey_len};
 		nr->region->reg[d->dom] = &d->reg;
 	} else if (reg_is_optional(d, cmd->status)) {
 		kvx_debug("node: region %" PRIu64 " is not registered for %s", nr->region->id,
@@ -175,6 +198,13 @@ static void region_map_run(struct kvx_job *job)
 {
 	struct node_region *nr = nr_of_job(job);
 	struct kvx_mem *mem = &nr->region->mem;
+	if (mem->gpu != NULL) {
+		/* What is something else is left to who gave it: closing it here may take for ever.
+		 */
+		nr->status = kvx_gpu_mem_check_fds(mem->gpu, &nr->why);
+		if (nr->status != 0)
+			return;
+	}
 	nr->status = mem->ops->map(mem, &nr->why);
 	if (nr->status != 0)
 		kvx_mem_fini(mem);
@@ -211,20 +241,29 @@ static void region_on_mem_dereg(struct kvx_cmd *cmd)
 	node_region_step(nr);
 }
 
-/* Undoes MEM_REG wherever it was done; ends in node_region_step(). */
-void node_region_deregister(struct node_region *nr)
+static KVX_ON_LOOP void region_deregister(struct node_region_dom *d)
 {
-	struct kvx_node *node = nr->node;
-	for (unsigned i = 0; i < nr->n_doms; i++) {
-		struct node_region_dom *d = &nr->doms[i];
-		if (d->reg.mr == NULL)
-			continue;
-		nr_command(d, KVX_CMD_MEM_DEREG, region_on_mem_dereg);
-		d->cmd.mr = d->reg.mr;
-		d->reg.mr = NULL;
-		nr->region->reg[d->dom] = NULL;
-		kvx_node_submit(node, node->doms[d->dom].worker, &d->cmd);
-	}
+	struct node_region *nr = d->nr;
+	if (d->reg.mr == NULL)
+		return;
+	nr_command(d, KVX_CMD_MEM_DEREG, region_on_mem_dereg);
+	d->cmd.mr = d->reg.mr;
+	free(d->reg.mkey);
+	d->reg = (struct kvx_reg){NULL, NULL, 0};
+	nr->region->reg[d->dom] = NULL;
+	kvx_node_submit(nr->node, nr->node->doms[d->dom].worker, &d->cmd);
+}
+
+bool node_region_deregister(struct node_region *nr)
+{
+	if (nr->n_pending > 0)
+		return true;
+	for (unsigned i = 0; i < nr->n_doms; i++)
+		if ((int)i != nr->home)
+			region_deregister(&nr->doms[i]);
+	if (nr->n_pending == 0 && nr->home >= 0)
+		region_deregister(&nr->doms[nr->home]);
+	return nr->n_pending > 0;
 }
 
 /* With the fd: its owner may be gone, and then closing it frees the pages of all of the memory. */

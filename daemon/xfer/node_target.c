@@ -98,8 +98,8 @@ static KVX_ON_LOOP void target_unpack(struct node_target *nt)
 		kvx_assert(reg != NULL); /* looked at when the target was made */
 		target_command(nt, i, KVX_CMD_RKEY_UNPACK);
 		cmd->done = target_on_unpack;
-		cmd->len = reg->mkey_len;
-		memcpy(cmd->bytes, reg->mkey, reg->mkey_len);
+		cmd->mkey = reg->mkey; /* it stays as long as this target has the region */
+		cmd->mkey_len = reg->mkey_len;
 		kvx_node_submit(node, outlet->worker, cmd);
 	}
 }
@@ -205,7 +205,7 @@ static void target_release(struct kvx_target *target)
 	node_target_step(nt);
 }
 
-static int target_route(struct kvx_target *target, const struct kvx_region *local, int op,
+static int target_route(struct kvx_target *target, const struct kvx_route_ask *ask,
 			struct kvx_target **out_target, struct kvx_why *why);
 
 /* With no reference yet. */
@@ -263,17 +263,18 @@ static int lane_refuses(const struct node_lane *nl, const struct kvx_region *reg
 }
 
 /* What goes by another lane than most of the region's transfers gets a target of its own. */
-static int target_route(struct kvx_target *target, const struct kvx_region *local, int op,
+static int target_route(struct kvx_target *target, const struct kvx_route_ask *ask,
 			struct kvx_target **out_target, struct kvx_why *why)
 {
 	kvx_assert_on_loop();
+	const struct kvx_region *local = ask->local;
 	struct node_target *nt = (struct node_target *)target;
 	if (nt->nr == NULL) { /* it is lost, and says so itself */
 		*out_target = target;
 		return 0;
 	}
 	const struct kvx_region *region = nt->nr->region;
-	struct node_lane *nl = node_gpu_lane(nt->node, local, region, op);
+	struct node_lane *nl = node_gpu_lane(nt->node, local, region, ask->op);
 	if (!lane_knows(nl, local) || !lane_knows(nl, region))
 		return lane_refuses(nl, lane_knows(nl, local) ? region : local, why);
 	if (nl == nt->nl) {

@@ -275,7 +275,7 @@ static uint64_t peer_next_ns(const struct kvx_peer *peer)
 {
 	uint64_t next = beat_next_ns(peer);
 
-	for (unsigned i = 0; i < peer->peers->n_tenants; i++)
+	for (unsigned i = 0; i < peer->n_lanes; i++)
 		next = min_ns(next, lane_next_ns(peer->lanes[i]));
 	next = min_ns(next, min_ns(remote_next_ns(peer), inbound_next_ns(peer)));
 	if (peer_wants_dial(peer))
@@ -298,7 +298,7 @@ static KVX_ON_LOOP void peer_run(struct kvx_peer *peer)
 		peer_step_closing(peer);
 	if (peer_wants_dial(peer) && peer_now(peer->peers) >= peer->redial_ns)
 		peer_dial(peer);
-	for (unsigned i = 0; i < peer->peers->n_tenants; i++)
+	for (unsigned i = 0; i < peer->n_lanes; i++)
 		lane_step(peer->lanes[i]);
 	inbound_step(peer);
 	remote_step(peer);

@@ -100,7 +100,7 @@ void kvx_find_abandon(struct kvx_find *find) KVX_ON_LOOP; /* cb never runs */
 /* Is it the address that this node tells others? There may be other addresses of it. */
 bool kvx_peers_is_own(const struct kvx_peers *peers, const char *address);
 
-/* A message to the owner of target's region; cb as above. */
+/* A message to the owner of target's region; cb as above. -EDQUOT: the peer has too much unread. */
 typedef void (*kvx_peer_reply_cb)(void *arg, int status, const char *text);
 struct kvx_peer_call;
 struct kvx_peer_message {
@@ -167,6 +167,7 @@ struct kvx_leg_row {
 struct kvx_lane_row {
 	const char *peer; /* its node id, 32 hex digits */
 	const char *tenant;
+	bool any_memory;       /* the tenant's second one */
 	const char *transport; /* "" when there is none yet */
 	const char *state;     /* "down", "connecting", "up", "closing" */
 	uint64_t generation;   /* as both nodes name it */

@@ -5,6 +5,8 @@
 #include "xfer/peer_priv.h"
 
 #include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,7 +15,7 @@
 /* The lane that a peer asks keys for; NULL: it is not there any more. */
 static struct peer_lane *resolve_find_lane(const struct kvx_peer *peer, uint64_t generation)
 {
-	for (unsigned i = 0; i < peer->peers->n_tenants; i++) {
+	for (unsigned i = 0; i < peer->n_lanes; i++) {
 		struct peer_lane *lane = peer->lanes[i];
 
 		if (lane->wire_generation == generation && lane->phase >= LANE_CONNECTING &&
@@ -45,27 +47,65 @@ static KVX_ON_LOOP int resolve_check(const struct peer_lane *lane, const Kvxp__P
 	return 0;
 }
 
-/* The region's key for each live leg. */
+/* The region's key for each live leg. One that does not reach the region is left empty, where the
+ * peer knows what that means. */
 static int resolved_keys(Kvxp__PeerResolved *msg, const struct peer_lane *lane,
 			 const struct kvx_region *region, ProtobufCBinaryData keys[KVX_MAX_RAILS],
 			 struct kvx_why *why)
 {
+	const char *missing = NULL;
+	unsigned n = 0;
+
 	for (unsigned i = 0; i < lane->n_slots; i++) {
 		const struct peer_leg *leg = &lane->legs[i];
-		const void *mkey;
-		size_t len;
+		const void *mkey = NULL;
+		size_t len = 0;
 
 		if (!leg_is_live(leg))
 			continue;
 		if (kvx_node_region_mkey(region, leg->rail->dom_index, &mkey, &len) < 0)
-			return kvx_why(why, -ENETUNREACH,
-				       "the region is not registered for %s %s of its node",
-				       lane->lane.ops->name, leg_rail_name(leg));
+			missing = leg_rail_name(leg);
+		else
+			n++;
 		keys[msg->n_rkeys].data = (uint8_t *)(uintptr_t)mkey;
 		keys[msg->n_rkeys++].len = len;
 	}
 	msg->rkeys = keys;
+	if (missing != NULL && (n == 0 || !lane->peer->any_memory))
+		return kvx_why(why, -ENETUNREACH,
+			       "the region is not registered for %s %s of its node",
+			       lane->lane.ops->name, missing);
 	return 0;
+}
+
+static void resolved_free(Kvxp__PeerResolved *msg)
+{
+	if (msg->n_planes > 0)
+		free(msg->planes[0]);
+	msg->n_planes = 0;
+}
+
+/* The peer would take a frame that is too long for an end of the connection. */
+static int resolved_check(const Kvxp__PeerResolved *reply, const struct peer_lane *lane,
+			  struct kvx_why *why)
+{
+	size_t bytes = protobuf_c_message_get_packed_size(&reply->base);
+	uint32_t max_bytes = lane->peer->peers->conf.max_frame_bytes;
+	char names[KVX_WHY_BYTES / 3];
+	size_t used = 0;
+
+	if (bytes <= max_bytes)
+		return 0;
+	names[0] = '\0';
+	for (unsigned i = 0; i < lane->n_slots && used < sizeof(names); i++)
+		if (leg_is_live(&lane->legs[i]))
+			used += (size_t)snprintf(names + used, sizeof(names) - used, " %s",
+						 leg_rail_name(&lane->legs[i]));
+	return kvx_why(why, -EMSGSIZE,
+		       "the region's keys for %s%s take %zu bytes with its layout, and a frame "
+		       "between daemons %" PRIu32 ": raise limits.frame_bytes on both nodes, or "
+		       "register fewer segments at once",
+		       lane->lane.ops->name, names, bytes, max_bytes);
 }
 
 static int resolved_fill(Kvxp__PeerResolved *msg, const struct kvx_region *region)
@@ -109,7 +149,12 @@ static KVX_ON_LOOP int resolve_answer(struct peer_lane *lane, const Kvxp__PeerRe
 	err = resolved_keys(reply, lane, region, keys, why);
 	if (err < 0)
 		return err;
-	if (resolved_fill(reply, region) < 0 || inbound_add_export(lane, region->id) < 0)
+	if (resolved_fill(reply, region) < 0)
+		return kvx_why(why, -ENOMEM, "out of memory");
+	err = resolved_check(reply, lane, why);
+	if (err < 0)
+		return err;
+	if (inbound_add_export(lane, region->id) < 0)
 		return kvx_why(why, -ENOMEM, "out of memory");
 	return 0;
 }
@@ -124,16 +169,16 @@ int answer_on_resolve(struct kvx_peer *peer, const ProtobufCMessage *message)
 
 	if (msg->token.len != KVX_TOKEN_BYTES)
 		return -EPROTO;
+	reply.request_id = msg->request_id;
 	err = resolve_answer(resolve_find_lane(peer, msg->generation), msg, &reply, keys, &why);
 	if (err < 0) {
 		kvx_debug("peer %s: resolve refused: %s", peer->name, why.text);
 		reply.n_rkeys = 0;
+		resolved_free(&reply);
 	}
-	reply.request_id = msg->request_id;
 	reply.status = (uint32_t)kvx_status_from_errno(err);
 	reply.text = why.text;
 	peer_send(peer, KVXP__PEER_FRAME_TYPE__PEER_RESOLVED, &reply);
-	if (reply.n_planes > 0)
-		free(reply.planes[0]);
+	resolved_free(&reply);
 	return 0;
 }

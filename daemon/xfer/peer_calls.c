@@ -139,6 +139,10 @@ int kvx_peers_message(struct kvx_peers *peers, struct kvx_target *target,
 		return -EMSGSIZE;
 	if (peer->conn == NULL || peer->conn->fail_status != 0)
 		return -EHOSTDOWN;
+	/* The rest is for what the nodes have to say to each other: messages cannot cost everybody
+	 * the connection. */
+	if (kvx_writer_pending_bytes(peer->conn->writer) > PEER_WRITE_MAX_BYTES / 4)
+		return -EDQUOT;
 	err = call_create(peers, timeout_ns, cb, arg, &call);
 	if (err < 0)
 		return err;

@@ -1,9 +1,9 @@
 /* Regions by name. A find asks the daemon at an address, which must be known by its node id first
  * (a probe: a connection for one hello, shared by all finds to that address), what is published
- * there, and resolves the descriptor that it is given. The other half answers: what is published
- * here, for the tenants that both nodes have. Loop thread; frames come from peer_frame.c. A find
- * ends exactly once: with a target, with word that the address is this node's own, with a failure,
- * at its time-out, or by its owner's abandoning it. */
+ * there, and resolves the descriptor that it is given. The other half, which answers, is
+ * peer_publish.c. Loop thread; frames come from peer_frame.c. A find ends exactly once: with a
+ * target, with word that the address is this node's own, with a failure, at its time-out, or by its
+ * owner's abandoning it. */
 #include "xfer/peer_priv.h"
 
 #include <errno.h>
@@ -28,14 +28,69 @@ struct kvx_find {
 	struct kvx_timer timer;
 	kvx_find_cb cb;
 	void *arg;
-	struct kvx_find *prev, *next;
+	struct kvx_find *prev, *next;           /* of all */
+	struct kvx_find *peer_prev, *peer_next; /* of those that a peer is asked */
+	bool asked;                             /* is one of them */
 };
+
+/* A walk over all finds, which may end and begin while it goes on: it leaves none out. */
+struct find_walk {
+	struct kvx_find *next;
+	struct find_walk *outer;
+};
+
+static void walk_begin(struct kvx_peers *peers, struct find_walk *walk)
+{
+	*walk = (struct find_walk){.next = peers->finds, .outer = peers->find_walks};
+	peers->find_walks = walk;
+}
+
+static struct kvx_find *walk_step(struct find_walk *walk)
+{
+	struct kvx_find *find = walk->next;
+
+	if (find != NULL)
+		walk->next = find->next;
+	return find;
+}
+
+static void walks_on_new(struct kvx_peers *peers, struct kvx_find *find)
+{
+	for (struct find_walk *walk = peers->find_walks; walk != NULL; walk = walk->outer)
+		if (walk->next == NULL)
+			walk->next = find;
+}
+
+static void walks_on_gone(struct kvx_peers *peers, const struct kvx_find *find)
+{
+	for (struct find_walk *walk = peers->find_walks; walk != NULL; walk = walk->outer)
+		if (walk->next == find)
+			walk->next = find->next;
+}
+
+/* Its answer comes from a peer. */
+static void find_ask_begin(struct kvx_find *find, struct kvx_peer *peer)
+{
+	find->peer = peer;
+	find->asked = true;
+	DL_APPEND2(peer->finds, find, peer_prev, peer_next);
+}
+
+static void find_ask_end(struct kvx_find *find)
+{
+	if (!find->asked)
+		return;
+	find->asked = false;
+	DL_DELETE2(find->peer->finds, find, peer_prev, peer_next);
+}
 
 static KVX_ON_LOOP void find_free(struct kvx_find *find)
 {
 	struct kvx_peers *peers = find->peers;
 
 	kvx_timer_stop(peers->conf.timers, &find->timer);
+	find_ask_end(find);
+	walks_on_gone(peers, find);
 	DL_DELETE(peers->finds, find);
 	free(find->note);
 	free(find);
@@ -100,7 +155,7 @@ static KVX_ON_LOOP void find_send(struct kvx_find *find)
 
 static KVX_ON_LOOP void find_ask(struct kvx_find *find, struct kvx_peer *peer)
 {
-	find->peer = peer;
+	find_ask_begin(find, peer);
 	if (peer->conn != NULL)
 		find_send(find);
 	peer_wake(peer);
@@ -157,6 +212,7 @@ static KVX_ON_LOOP int find_create(struct kvx_peers *peers, uint64_t timeout_ns,
 		return -ENOMEM;
 	}
 	DL_APPEND(peers->finds, find);
+	walks_on_new(peers, find);
 	*out_find = find;
 	return 0;
 }
@@ -214,23 +270,22 @@ bool kvx_peers_is_own(const struct kvx_peers *peers, const char *address)
 
 /* probes */
 
-static struct kvx_find *find_of_probe(const struct kvx_peers *peers, const char *addr)
+static bool find_is_of_probe(const struct kvx_find *find, const struct peer_conn *conn)
 {
-	struct kvx_find *find;
-
-	DL_FOREACH (peers->finds, find)
-		if (find->peer == NULL && strcmp(find->addr, addr) == 0)
-			return find;
-	return NULL;
+	return find->peer == NULL && strcmp(find->addr, conn->addr) == 0;
 }
 
-/* Ends may begin new finds, behind these: look anew after each. */
 void find_on_probe_failed(struct peer_conn *conn)
 {
+	struct kvx_peers *peers = conn->peers;
 	struct kvx_find *find;
+	struct find_walk walk;
 
-	while ((find = find_of_probe(conn->peers, conn->addr)) != NULL)
-		find_fail(find, conn->fail_status, conn->fail_text);
+	walk_begin(peers, &walk);
+	while ((find = walk_step(&walk)) != NULL)
+		if (find_is_of_probe(find, conn))
+			find_fail(find, conn->fail_status, conn->fail_text);
+	peers->find_walks = walk.outer;
 }
 
 /* The caller closes the probe. */
@@ -240,6 +295,7 @@ void find_on_hello(struct peer_conn *conn, const Kvxp__PeerHello *hello)
 	struct kvx_peers *peers = conn->peers;
 	struct kvx_peer *peer = NULL;
 	struct kvx_find *find;
+	struct find_walk walk;
 	struct kvx_why why;
 	bool is_own = memcmp(hello->node_id.data, peers->conf.node_id, KVX_NODE_ID_BYTES) == 0;
 	int err = is_own ? 0 : peer_get(peers, hello->node_id.data, conn->addr, &peer, &why);
@@ -248,7 +304,10 @@ void find_on_hello(struct peer_conn *conn, const Kvxp__PeerHello *hello)
 		snprintf(peer->addr, sizeof(peer->addr), "%s", conn->addr);
 		peer->redial_ns = peer_now(peers);
 	}
-	while ((find = find_of_probe(peers, conn->addr)) != NULL) {
+	walk_begin(peers, &walk);
+	while ((find = walk_step(&walk)) != NULL) {
+		if (!find_is_of_probe(find, conn))
+			continue;
 		if (is_own)
 			find_end(find, &own);
 		else if (err < 0)
@@ -256,6 +315,7 @@ void find_on_hello(struct peer_conn *conn, const Kvxp__PeerHello *hello)
 		else
 			find_ask(find, peer);
 	}
+	peers->find_walks = walk.outer;
 }
 
 /* the peer */
@@ -264,32 +324,20 @@ void find_on_up(struct kvx_peer *peer)
 {
 	struct kvx_find *find;
 
-	DL_FOREACH (peer->peers->finds, find)
-		if (find->peer == peer && find->request_id == 0)
-			find_send(find);
-}
-
-static struct kvx_find *find_of_peer(const struct kvx_peer *peer)
-{
-	struct kvx_find *find;
-
-	DL_FOREACH (peer->peers->finds, find)
-		if (find->peer == peer && find->resolve == NULL)
-			return find;
-	return NULL;
+	DL_FOREACH2(peer->finds, find, peer_next)
+	if (find->request_id == 0)
+		find_send(find);
 }
 
 void find_fail_all(struct kvx_peer *peer, int status, const char *text)
 {
-	struct kvx_find *find;
-
-	while ((find = find_of_peer(peer)) != NULL)
-		find_fail(find, status, text);
+	while (peer->finds != NULL)
+		find_fail(peer->finds, status, text);
 }
 
 bool find_is_wanted(const struct kvx_peer *peer)
 {
-	return find_of_peer(peer) != NULL;
+	return peer->finds != NULL;
 }
 
 /* the answer */
@@ -322,9 +370,12 @@ static KVX_ON_LOOP int find_resolve(struct kvx_find *find, const Kvxp__PeerFound
 		memcpy(find->note, msg->note.data, msg->note.len);
 		find->note_bytes = (uint32_t)msg->note.len;
 	}
-	return kvx_peers_resolve(find->peers, &desc, find->tenant,
-				 find->deadline_ns > now ? find->deadline_ns - now : 1,
-				 find_on_resolve, find, &find->resolve, why);
+	err = kvx_peers_resolve(find->peers, &desc, find->tenant,
+				find->deadline_ns > now ? find->deadline_ns - now : 1,
+				find_on_resolve, find, &find->resolve, why);
+	if (err == 0)
+		find_ask_end(find);
+	return err;
 }
 
 int find_on_found(struct kvx_peer *peer, const ProtobufCMessage *message)
@@ -336,8 +387,11 @@ int find_on_found(struct kvx_peer *peer, const ProtobufCMessage *message)
 
 	if (msg->note.len > KVX_PAYLOAD_MAX)
 		return -EPROTO;
-	DL_SEARCH_SCALAR(peer->peers->finds, find, request_id, msg->request_id);
-	if (find == NULL || find->peer != peer || find->resolve != NULL || msg->request_id == 0) {
+	/* Answers come in the order of asking. */
+	DL_FOREACH2(peer->finds, find, peer_next)
+	if (find->request_id == msg->request_id)
+		break;
+	if (find == NULL || msg->request_id == 0) {
 		peer->n_stale++;
 		return 0;
 	}
@@ -347,55 +401,5 @@ int find_on_found(struct kvx_peer *peer, const ProtobufCMessage *message)
 		peer_text(why.text, sizeof(why.text), msg->text);
 	if (err < 0)
 		find_fail(find, err, why.text);
-	return 0;
-}
-
-/* what is published here */
-
-static KVX_ON_LOOP int find_here(const struct kvx_peer *peer, const Kvxp__PeerFind *msg,
-				 struct kvx_region **out_region, struct kvx_why *why)
-{
-	const struct kvx_peers *peers = peer->peers;
-	struct kvx_region *region;
-	uint32_t tenant = 0;
-
-	while (tenant < peers->n_tenants && strcmp(peers->tenants[tenant], msg->tenant) != 0)
-		tenant++;
-	if (tenant == peers->n_tenants || !peer->lanes[tenant]->common)
-		return kvx_why(why, -EACCES, "the node does not have the tenant");
-	region = kvx_region_find_published(kvx_node_regions(peers->conf.node), tenant, msg->name);
-	if (region == NULL || region->state != KVX_REGION_LIVE)
-		return kvx_why(why, -ENOENT,
-			       "nobody has published that name on the node (yet): is its engine "
-			       "up?");
-	*out_region = region;
-	return 0;
-}
-
-int find_on_find(struct kvx_peer *peer, const ProtobufCMessage *message)
-{
-	const Kvxp__PeerFind *msg = (const Kvxp__PeerFind *)message;
-	const struct kvx_peers *peers = peer->peers;
-	Kvxp__PeerFound reply = KVXP__PEER_FOUND__INIT;
-	uint8_t bytes[KVX_DESC_BYTES];
-	struct kvx_why why = {.text = ""};
-	struct kvx_region *region = NULL;
-	struct kvx_desc desc;
-	const void *note;
-	int err = find_here(peer, msg, &region, &why);
-
-	if (err == 0) {
-		kvx_desc_of(&desc, region, peers->conf.node_id, peers->conf.epoch);
-		snprintf(desc.addr, sizeof(desc.addr), "%s", peers->address);
-		kvx_desc_pack(&desc, bytes);
-		reply.descriptor = (ProtobufCBinaryData){sizeof(bytes), bytes};
-		reply.note.len = kvx_region_note(region, &note);
-		if (reply.note.len > 0)
-			reply.note.data = (uint8_t *)(uintptr_t)note;
-	}
-	reply.request_id = msg->request_id;
-	reply.status = (uint32_t)kvx_status_from_errno(err);
-	reply.text = why.text;
-	peer_send(peer, KVXP__PEER_FRAME_TYPE__PEER_FOUND, &reply);
 	return 0;
 }

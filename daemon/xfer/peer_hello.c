@@ -32,6 +32,8 @@ int hello_send(struct peer_conn *conn)
 			transports[hello.n_transports++] = (char *)(uintptr_t)(*ops)->name;
 	hello.tenants = (char **)(uintptr_t)peers->tenants;
 	hello.n_tenants = peers->n_tenants;
+	hello.any_memory = true;
+	hello.gpus = kvx_node_gpus(peers->conf.node);
 	return frame_send(conn, KVXP__PEER_FRAME_TYPE__PEER_HELLO, &hello);
 }
 
@@ -103,14 +105,38 @@ static void hello_take_transports(struct kvx_peer *peer, const Kvxp__PeerHello *
 }
 
 /* A daemon that names no tenant has the default one only. */
-static void hello_take_tenants(struct kvx_peer *peer, const Kvxp__PeerHello *hello)
+static bool hello_has_tenant(const Kvxp__PeerHello *hello, const char *name)
 {
-	for (unsigned i = 0; i < peer->peers->n_tenants; i++) {
-		const char *name = peer->peers->tenants[i];
+	return hello->n_tenants > 0 ? name_is_listed(hello->tenants, hello->n_tenants, name)
+				    : strcmp(name, "default") == 0;
+}
 
-		peer->lanes[i]->common =
-		    hello->n_tenants > 0 ? name_is_listed(hello->tenants, hello->n_tenants, name)
-					 : strcmp(name, "default") == 0;
+/* Both sides find the same. */
+static bool hello_wants_bounce(const struct kvx_peer *peer, const Kvxp__PeerHello *hello)
+{
+	return peer->any_memory && (hello->gpus > 0 || kvx_node_gpus(peer->peers->conf.node) > 0) &&
+	       peer->n_common > 0 && !(peer->common[0]->caps & KVX_CAP_ANY_MEMORY);
+}
+
+/* Which lanes there are to be, and by which transports. */
+static void hello_take_lanes(struct kvx_peer *peer, const Kvxp__PeerHello *hello)
+{
+	bool bounce;
+
+	peer->any_memory = hello->any_memory;
+	bounce = hello_wants_bounce(peer, hello);
+	for (unsigned i = 0; i < peer->n_lanes; i++) {
+		struct peer_lane *lane = peer->lanes[i];
+
+		lane->n_common = 0;
+		for (unsigned j = 0; j < peer->n_common; j++)
+			if (!lane->any_memory || peer->common[j]->caps & KVX_CAP_ANY_MEMORY)
+				lane->common[lane->n_common++] = peer->common[j];
+		/* Until it is set up, this is what it would be by: transfers may require it. */
+		if (lane->phase == LANE_IDLE && lane->n_common > 0)
+			lane->lane.ops = lane->common[0];
+		lane->wanted = hello_has_tenant(hello, lane_tenant_name(lane)) &&
+			       (!lane->any_memory || (bounce && lane->n_common > 0));
 	}
 }
 
@@ -131,7 +157,7 @@ static KVX_ON_LOOP void hello_adopt(struct peer_conn *conn, struct kvx_peer *pee
 	conn_set_up(conn);
 	peer->epoch = hello->epoch;
 	hello_take_transports(peer, hello);
-	hello_take_tenants(peer, hello);
+	hello_take_lanes(peer, hello);
 	peer->lease_ns = lost_ms * KVX_MS;
 	if (hello->address[0] != '\0')
 		snprintf(peer->addr, sizeof(peer->addr), "%s", hello->address);
@@ -152,7 +178,7 @@ static KVX_ON_LOOP void hello_adopt(struct peer_conn *conn, struct kvx_peer *pee
 	if (!conn->dialed && hello_send(conn) < 0)
 		return;
 	remote_check_epoch(peer);
-	for (unsigned i = 0; i < peers->n_tenants; i++)
+	for (unsigned i = 0; i < peer->n_lanes; i++)
 		lane_on_conn(peer->lanes[i], new_epoch);
 	calls_on_up(peer);
 	find_on_up(peer);
@@ -263,7 +289,7 @@ int beat_on_frame(struct kvx_peer *peer, const ProtobufCMessage *message)
 		peer->beat_echoed = beat->echo;
 		peer->lease_base_ns = peer->beat_sent_ns[beat->echo % PEER_HEARTBEATS];
 		peer->rtt_ns = now - peer->lease_base_ns;
-		for (unsigned i = 0; i < peer->peers->n_tenants; i++)
+		for (unsigned i = 0; i < peer->n_lanes; i++)
 			lane_extend(peer->lanes[i]);
 		peer_wake(peer); /* lanes wait for the first one */
 	}

@@ -24,12 +24,14 @@ struct peer_shared {
 /* One peer's part of it. */
 struct peer_export {
 	uint64_t region;
-	struct peer_lane *lane; /* of the region's tenant */
+	struct peer_lane *lane; /* of the region's tenant, the first one that asked for it */
 	struct peer_shared *shared;
+	unsigned lanes;       /* bit set, 1 << any_memory: which of the tenant's lanes have had keys
+				 of it; 0: only an earlier connection's */
 	uint64_t deadline_ns; /* of PEER_WITHDRAWN; 0: not asked for */
 	bool fencing;         /* past it: waits until inbound is stopped */
 	bool lost;            /* the peer was lost: likewise */
-	uint64_t stops;       /* of the lane, when the waiting began */
+	struct lane_fence fence, lost_fence;
 	UT_hash_handle hh;
 };
 
@@ -41,7 +43,7 @@ struct peer_inbound {
 	uint64_t tag;
 	int op;
 	uint64_t open_ns;
-	uint64_t stops; /* of the lane, when the peer was lost */
+	struct lane_fence fence; /* since the peer was lost */
 	UT_hash_handle hh;
 	struct peer_inbound *prev, *next; /* dying */
 	char label[];                     /* for people */
@@ -94,13 +96,16 @@ int inbound_add_export(struct peer_lane *lane, uint64_t region)
 	struct kvx_peer *peer = lane->peer;
 	struct peer_export *export = export_find(peer, region);
 
-	if (export != NULL)
+	if (export != NULL) {
+		export->lanes |= 1u << lane->any_memory;
 		return 0;
+	}
 	export = calloc(1, sizeof(*export));
 	if (export == NULL)
 		return -ENOMEM;
 	export->region = region;
 	export->lane = lane;
+	export->lanes = 1u << lane->any_memory;
 	export->shared = shared_get(peer->peers, region);
 	if (export->shared == NULL)
 		goto err_free;
@@ -118,7 +123,7 @@ err_free:
 }
 
 /* May run the done callback of a withdrawal. */
-static void export_drop(struct kvx_peer *peer, struct peer_export *export)
+static void export_free(struct kvx_peer *peer, struct peer_export *export)
 {
 	struct peer_shared *shared = export->shared;
 
@@ -128,6 +133,14 @@ static void export_drop(struct kvx_peer *peer, struct peer_export *export)
 	free(export);
 	shared->n_exports--;
 	shared_put(peer->peers, shared);
+}
+
+/* The peer has let go of it. What an earlier connection may have under way is still waited for. */
+static void export_drop(struct kvx_peer *peer, struct peer_export *export)
+{
+	export->lanes = 0;
+	if (!export->lost)
+		export_free(peer, export);
 }
 
 int inbound_on_release(struct kvx_peer *peer, const ProtobufCMessage *message)
@@ -187,23 +200,42 @@ void kvx_peers_withdraw(void *arg, struct kvx_region *region, const struct kvx_w
 	}
 }
 
+/* The lanes that have had keys of it. */
+static KVX_ON_LOOP void export_fence(struct peer_export *export)
+{
+	struct peer_lane *sibling = lane_sibling(export->lane);
+
+	lanes_fence_begin(export->lane, export->lanes, &export->fence);
+	if (export->lanes & 1u << export->lane->any_memory)
+		lane_down(export->lane, -EIO, "a region was not given up in time");
+	if (sibling != NULL && export->lanes & 1u << sibling->any_memory)
+		lane_down(sibling, -EIO, "a region was not given up in time");
+}
+
 /* No answer in time: the lane is fenced, and that will do as well. */
 static KVX_ON_LOOP void export_check_deadline(struct kvx_peer *peer, struct peer_export *export)
 {
-	if (export->deadline_ns == 0 || peer_now(peer->peers) < export->deadline_ns)
-		return;
+	if (export->deadline_ns == 0 || export->lanes == 0 ||
+	    peer_now(peer->peers) < export->deadline_ns)
+		return; /* without lanes it waits for the lost ones alone */
 	if (!export->fencing) {
 		export->fencing = true;
-		export->stops = export->lane->n_stops;
 		kvx_warn("peer %s: does not let go of region %llu: resetting the lane", peer->name,
 			 (unsigned long long)export->region);
-		lane_down(export->lane, -EIO, "a region was not given up in time");
+		export_fence(export);
 	}
-	if (lane_has_stopped_since(export->lane, export->stops))
+	if (lanes_fence_is_over(export->lane, &export->fence))
 		export_drop(peer, export);
 }
 
 /* the peer's transfers */
+
+static struct peer_lane *export_lane(const struct peer_export *export, bool any_memory)
+{
+	struct peer_lane *sibling = lane_sibling(export->lane);
+
+	return sibling == NULL || export->lane->any_memory == any_memory ? export->lane : sibling;
+}
 
 int inbound_on_open(struct kvx_peer *peer, const ProtobufCMessage *message)
 {
@@ -217,7 +249,7 @@ int inbound_on_open(struct kvx_peer *peer, const ProtobufCMessage *message)
 	HASH_FIND(hh, peer->inbound, &msg->xfer, sizeof(msg->xfer), in);
 	if (in != NULL)
 		return -EPROTO;
-	if (export == NULL || inbound_count(peer) >= PEER_INBOUND_MAX) {
+	if (export == NULL || export->lanes == 0 || inbound_count(peer) >= PEER_INBOUND_MAX) {
 		peer->n_ignored++;
 		return 0;
 	}
@@ -236,7 +268,7 @@ int inbound_on_open(struct kvx_peer *peer, const ProtobufCMessage *message)
 		free(in);
 		return -ENOMEM;
 	}
-	in->lane = export->lane;
+	in->lane = export_lane(export, msg->any_memory);
 	in->lane->n_inbound++;
 	in->lane->n_inbound_opened++;
 	return 0;
@@ -306,19 +338,20 @@ void inbound_on_lost(struct kvx_peer *peer)
 	peer->n_refused_streams = 0; /* who comes next may use the numbers again */
 	HASH_ITER (hh, peer->inbound, in, tmp) {
 		inbound_close(peer, in);
-		in->stops = in->lane->n_stops;
+		lanes_fence_begin(in->lane, LANES_BOTH, &in->fence);
 		DL_APPEND(peer->dying, in);
 	}
 	for (export = peer->exports; export != NULL; export = export->hh.next) {
-		if (export->lost)
+		if (export->lost && export->lanes == 0)
 			continue;
 		export->lost = true;
-		export->stops = export->lane->n_stops;
+		export->lanes = 0;
+		lanes_fence_begin(export->lane, LANES_BOTH, &export->lost_fence);
 	}
 }
 
 /* Where nothing of the lost peer lands any more its transfers have failed and its exports are void:
- * lane by lane, as one may be up again before another one has stopped. */
+ * tenant by tenant, as a lane may be up again before another one has stopped. */
 static KVX_ON_LOOP void inbound_finish_lost(struct kvx_peer *peer)
 {
 	struct kvx_arrival arrival = {.status = -EHOSTDOWN, .text = peer->last_error};
@@ -327,7 +360,7 @@ static KVX_ON_LOOP void inbound_finish_lost(struct kvx_peer *peer)
 
 	peer->fence_owed = false;
 	DL_FOREACH_SAFE (peer->dying, in, tmp) {
-		if (!lane_has_stopped_since(in->lane, in->stops)) {
+		if (!lanes_fence_is_over(in->lane, &in->fence)) {
 			peer->fence_owed = true;
 			continue;
 		}
@@ -339,10 +372,11 @@ static KVX_ON_LOOP void inbound_finish_lost(struct kvx_peer *peer)
 	HASH_ITER (hh, peer->exports, export, tmp_export) {
 		if (!export->lost)
 			continue;
-		if (lane_has_stopped_since(export->lane, export->stops))
-			export_drop(peer, export);
-		else
+		export->lost = !lanes_fence_is_over(export->lane, &export->lost_fence);
+		if (export->lost)
 			peer->fence_owed = true;
+		else if (export->lanes == 0)
+			export_free(peer, export);
 	}
 }
 
@@ -367,7 +401,8 @@ uint64_t inbound_next_ns(const struct kvx_peer *peer)
 	if (peer->n_withdrawing == 0)
 		return next;
 	for (export = peer->exports; export != NULL; export = export->hh.next)
-		if (export->deadline_ns != 0 && !export->fencing && export->deadline_ns < next)
+		if (export->deadline_ns != 0 && !export->fencing && export->lanes != 0 &&
+		    export->deadline_ns < next)
 			next = export->deadline_ns;
 	return next;
 }
@@ -454,7 +489,9 @@ static KVX_ON_LOOP int message_deliver(const struct kvx_peer *peer, const Kvxp__
 			       "has ended");
 	if (!kvx_region_token_equal(region, msg->token.data))
 		return kvx_why(why, -EACCES, "wrong token");
-	if (export_find(peer, region->id) == NULL) /* which only its own tenant can */
+	const struct peer_export *export = export_find(peer, region->id);
+
+	if (export == NULL || export->lanes == 0) /* which only its own tenant can */
 		return kvx_why(why, -EACCES, "the sending node has not resolved the region");
 	err = peers->conf.on_message(peers->conf.arg, region, msg->data.data,
 				     (uint32_t)msg->data.len);

@@ -78,12 +78,21 @@ void keys_free(struct peer_target *t)
 	t->target.lane_generation = 0;
 }
 
+/* What the peer sent; the unpacked key is the worker's. */
+static void key_forget(struct peer_key *key)
+{
+	free(key->cmd.mkey);
+	key->cmd.mkey = NULL;
+	key->cmd.mkey_len = 0;
+}
+
 static void unpack_on_done(struct kvx_cmd *cmd)
 {
 	kvx_assert_on_loop();
 	struct peer_key *key = key_of_cmd(cmd);
 	struct peer_target *t = key->target;
 
+	key_forget(key);
 	if (cmd->status == 0)
 		t->target.rkey[key->rail->dom_index] = cmd->rkey;
 	else if (t->key_status == 0)
@@ -107,38 +116,78 @@ static int keys_make_room(struct peer_target *t, unsigned n)
 	return 0;
 }
 
-int keys_unpack(struct peer_target *t, const Kvxp__PeerResolved *msg)
+static void keys_name_legs(struct peer_target *t)
 {
-	struct peer_lane *lane = t->lane;
+	const struct peer_lane *lane = t->lane;
 	unsigned n = 0;
 
-	kvx_assert(!keys_are_busy(t) && !keys_are_there(t));
-	if (msg->n_rkeys == 0 || msg->n_rkeys != legs_count(lane))
-		return -EPROTO;
-	for (size_t i = 0; i < msg->n_rkeys; i++)
-		if (msg->rkeys[i].len == 0 || msg->rkeys[i].len > KVX_TRANSPORT_MKEY_MAX)
-			return -EPROTO;
-	if (keys_make_room(t, (unsigned)msg->n_rkeys) < 0)
-		return -ENOMEM;
-	t->key_status = 0;
 	for (unsigned i = 0; i < lane->n_slots; i++) {
 		const struct peer_leg *leg = &lane->legs[i];
-		struct peer_key *key;
 
 		if (!leg_is_live(leg))
 			continue;
-		key = &t->keys[n];
-		key->target = t;
-		key->rail = leg->rail;
-		key->cmd = (struct kvx_cmd){
-		    .work.kind = KVX_CMD_RKEY_UNPACK,
-		    .done = unpack_on_done,
-		    .ep = leg->ep,
-		    .len = msg->rkeys[n].len,
+		t->keys[n++] = (struct peer_key){
+		    .target = t,
+		    .rail = leg->rail,
+		    .cmd =
+			{
+			    .work.kind = KVX_CMD_RKEY_UNPACK,
+			    .done = unpack_on_done,
+			    .ep = leg->ep,
+			},
 		};
-		memcpy(key->cmd.bytes, msg->rkeys[n].data, msg->rkeys[n].len);
-		n++;
-		key_submit(key);
 	}
+	kvx_assert(n == t->n_keys);
+}
+
+/* The frame is gone when the workers look. */
+static int keys_copy(struct peer_target *t, const ProtobufCBinaryData *rkeys)
+{
+	for (unsigned i = 0; i < t->n_keys; i++) {
+		struct kvx_cmd *cmd = &t->keys[i].cmd;
+
+		if (rkeys[i].len == 0)
+			continue; /* that leg does not reach the region */
+		cmd->mkey = malloc(rkeys[i].len);
+		if (cmd->mkey == NULL) {
+			while (i-- > 0)
+				key_forget(&t->keys[i]);
+			return -ENOMEM;
+		}
+		memcpy(cmd->mkey, rkeys[i].data, rkeys[i].len);
+		cmd->mkey_len = rkeys[i].len;
+	}
+	return 0;
+}
+
+/* One for each live leg, not all of them empty, none longer than a key may be. */
+static bool keys_are_sound(const struct peer_lane *lane, const Kvxp__PeerResolved *msg)
+{
+	size_t n = 0;
+
+	if (msg->n_rkeys == 0 || msg->n_rkeys != legs_count(lane))
+		return false;
+	for (size_t i = 0; i < msg->n_rkeys; i++) {
+		if (msg->rkeys[i].len > KVX_TRANSPORT_MKEY_MAX)
+			return false;
+		n += msg->rkeys[i].len > 0;
+	}
+	return n == msg->n_rkeys || (n > 0 && lane->peer->any_memory);
+}
+
+int keys_unpack(struct peer_target *t, const Kvxp__PeerResolved *msg)
+{
+	kvx_assert(!keys_are_busy(t) && !keys_are_there(t));
+	if (!keys_are_sound(t->lane, msg))
+		return -EPROTO;
+	if (keys_make_room(t, (unsigned)msg->n_rkeys) < 0)
+		return -ENOMEM;
+	keys_name_legs(t);
+	if (keys_copy(t, msg->rkeys) < 0)
+		return -ENOMEM;
+	t->key_status = 0;
+	for (unsigned i = 0; i < t->n_keys; i++)
+		if (t->keys[i].cmd.mkey != NULL)
+			key_submit(&t->keys[i]);
 	return 0;
 }

@@ -27,6 +27,11 @@ const char *lane_tenant_name(const struct peer_lane *lane)
 	return lane->peer->peers->tenants[lane->tenant];
 }
 
+const char *lane_kind_name(const struct peer_lane *lane)
+{
+	return lane->any_memory ? "bounce lane" : "lane";
+}
+
 void lane_note_error(struct peer_lane *lane, const char *fmt, ...)
 {
 	va_list args;
@@ -34,7 +39,7 @@ void lane_note_error(struct peer_lane *lane, const char *fmt, ...)
 	va_start(args, fmt);
 	vsnprintf(lane->last_error, sizeof(lane->last_error), fmt, args);
 	va_end(args);
-	peer_note_error(lane->peer, "lane: %s", lane->last_error);
+	peer_note_error(lane->peer, "%s: %s", lane_kind_name(lane), lane->last_error);
 }
 
 /* A batch has failed: what becomes of it is seen in a step. */
@@ -49,7 +54,7 @@ static void lane_on_held(void *arg)
 	peer_wake(lane->peer);
 }
 
-int lane_create(struct kvx_peer *peer, uint32_t tenant, struct peer_lane **out_lane)
+int lane_create(struct kvx_peer *peer, unsigned index, struct peer_lane **out_lane)
 {
 	const struct kvx_peers *peers = peer->peers;
 	struct peer_lane *lane = calloc(1, sizeof(*lane));
@@ -59,7 +64,9 @@ int lane_create(struct kvx_peer *peer, uint32_t tenant, struct peer_lane **out_l
 		return -ENOMEM;
 	lane->magic = LANE_MAGIC;
 	lane->peer = peer;
-	lane->tenant = tenant;
+	lane->index = index;
+	lane->tenant = index % peers->n_tenants;
+	lane->any_memory = index >= peers->n_tenants;
 	lane->lane.state = KVX_LANE_DOWN;
 	lane->lane.generation = 1;
 	lane->lane.ops = kvx_node_peer_transports(peers->conf.node)[0];
@@ -139,9 +146,9 @@ static KVX_ON_LOOP void lane_set_up(struct peer_lane *lane)
 	legs_set_outlets(lane);
 	lane_pick_up(lane);
 	lane->lane.state = KVX_LANE_UP;
-	kvx_info("peer %s: lane of tenant %s up, %s, %u legs, generation %llu", peer->name,
-		 lane_tenant_name(lane), lane->lane.ops->name, lane->lane.n_outlets,
-		 (unsigned long long)lane->wire_generation);
+	kvx_info("peer %s: %s of tenant %s up, %s, %u legs, generation %llu", peer->name,
+		 lane_kind_name(lane), lane_tenant_name(lane), lane->lane.ops->name,
+		 lane->lane.n_outlets, (unsigned long long)lane->wire_generation);
 	kvx_sched_pump(lane->lane.sched);
 }
 
@@ -191,8 +198,8 @@ static KVX_ON_LOOP void lane_listen_failed(struct peer_lane *lane)
 		lane->n_failed++;
 		lane_count_failure(lane);
 		if (lane->n_failed == 1)
-			kvx_warn("peer %s: lane of tenant %s: %s", lane->peer->name,
-				 lane_tenant_name(lane), lane->last_error);
+			kvx_warn("peer %s: %s of tenant %s: %s", lane->peer->name,
+				 lane_kind_name(lane), lane_tenant_name(lane), lane->last_error);
 	}
 	lane->phase = LANE_IDLE;
 	lane->n_stops++;
@@ -287,10 +294,12 @@ void lane_on_conn(struct peer_lane *lane, bool new_epoch)
 	} else {
 		lane_tell_down(lane);
 	}
-	if (lane->peer->n_common == 0)
+	if (lane->any_memory)
+		return; /* nothing waits for it yet */
+	if (lane->n_common == 0)
 		remote_fail_waiting(lane, -ENETUNREACH,
 				    "the two nodes have no transport in common");
-	else if (!lane->common)
+	else if (!lane->wanted)
 		remote_fail_waiting(lane, -EACCES, "the region's node does not have this tenant");
 }
 
@@ -324,7 +333,7 @@ static KVX_ON_LOOP void step_idle(struct peer_lane *lane)
 	const struct kvx_transport_ops *ops;
 
 	if (peer->conn == NULL || peer->conn->fail_status != 0 || peer->peers->closing ||
-	    !lane->common || !lane_has_transport(lane)) {
+	    !lane->wanted || !lane_has_transport(lane)) {
 		lane_give_up(lane);
 		return;
 	}
@@ -340,7 +349,7 @@ static KVX_ON_LOOP void step_idle(struct peer_lane *lane)
 		if (ops != NULL)
 			lane_begin(lane, ops);
 		else
-			lane_note_unusable(lane, peer->common[0]);
+			lane_note_unusable(lane, lane->common[0]);
 	}
 }
 

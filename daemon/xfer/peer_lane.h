@@ -1,5 +1,7 @@
 /* Lanes to peers, inside: a lane joins this node to one peer for one tenant; each generation of it
- * goes by one transport and has legs, one for each pair of rails. Shared by
+ * goes by one transport and has legs, one for each pair of rails. A tenant may have a second lane,
+ * the bounce lane, by transports that reach memory of every kind: for regions that the devices of
+ * the first one do not reach. The two know nothing of each other. Shared by
  *
  *   peer_lane.c       a lane's life: set-up, when a generation begins and when it is made anew
  *   peer_leg.c        its legs: which rails, commands to their endpoints, leases
@@ -74,13 +76,26 @@ enum lane_phase {
 	LANE_CLOSING,  /* waits for RKEY_FREEs and EP_CLOSEs */
 };
 
+/* Waiting until inbound by lanes of a tenant has come to its end once: begun with those that had
+ * not stopped then. */
+struct lane_fence {
+	uint64_t stops[2]; /* of the lane, of the bounce lane */
+	unsigned open;     /* bit set: which of them is still waited for */
+};
+#define LANES_BOTH 3u /* bit set of the lane and the bounce lane */
+
 /* Owned by its peer, lives as long as it. */
 struct peer_lane {
 	uint32_t magic;
 	struct kvx_peer *peer;
 	struct kvx_lane lane; /* what transfers see */
+	unsigned index;       /* in the peer's lanes */
 	uint32_t tenant;
-	bool common; /* both hellos name the tenant */
+	bool any_memory; /* it is the tenant's bounce lane */
+	bool wanted;     /* by both hellos there is to be one */
+	const struct kvx_transport_ops *common[KVX_NODE_TRANSPORTS]; /* that it may go by, of those
+									of the peer: best first */
+	unsigned n_common;
 	enum lane_phase phase;
 	struct peer_leg legs[KVX_MAX_RAILS];
 	unsigned n_slots; /* of legs, in this generation */
@@ -114,7 +129,7 @@ struct peer_lane {
 	unsigned n_failed; /* set-ups in a row that did not come up */
 	unsigned n_broken; /* generations in a row that did not last */
 	/* which transport and rails: peer_lane_pick.c */
-	unsigned level;        /* index in the peer's common transports */
+	unsigned level;        /* index in `common` */
 	unsigned level_failed; /* in a row by this one */
 	unsigned level_tries;  /* then the next one */
 	uint64_t rails_tried;  /* bit sets by index in kvx_node_rails(): in this set-up */
@@ -134,10 +149,10 @@ struct peer_lane {
 };
 
 /* peer_lane.c */
-int lane_create(struct kvx_peer *peer, uint32_t tenant, struct peer_lane **out_lane) KVX_ON_LOOP;
+int lane_create(struct kvx_peer *peer, unsigned index, struct peer_lane **out_lane) KVX_ON_LOOP;
 void lane_destroy(struct peer_lane *lane) KVX_ON_LOOP; /* NULL is fine */
 struct peer_lane *lane_of(struct kvx_lane *lane);
-/* A new connection; common, transports and epoch of the peer are set. */
+/* A new connection; what the hellos say of the lane, and the epoch of the peer, are set. */
 void lane_on_conn(struct peer_lane *lane, bool new_epoch) KVX_ON_LOOP;
 void lane_extend(struct peer_lane *lane) KVX_ON_LOOP; /* the peer's lease_base_ns has grown */
 bool lane_is_idle(const struct peer_lane *lane);
@@ -149,6 +164,7 @@ void lane_step(struct peer_lane *lane) KVX_ON_LOOP;
 uint64_t lane_next_ns(const struct peer_lane *lane);
 const char *lane_state_name(const struct peer_lane *lane);
 const char *lane_tenant_name(const struct peer_lane *lane);
+const char *lane_kind_name(const struct peer_lane *lane); /* "lane", "bounce lane" */
 void lane_note_error(struct peer_lane *lane, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 /* Legs: a LISTEN, or all CONNECTs of one, are back. */

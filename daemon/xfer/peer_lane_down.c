@@ -57,9 +57,9 @@ static void down_log(struct peer_lane *lane, enum down_kind kind, const char *te
 	if (kind != DOWN_TO_RENEW)
 		lane_note_error(lane, "%s", text);
 	if (lane->phase == LANE_UP || lane->n_failed == 0)
-		kvx_log_at(level, "peer %s: lane of tenant %s, %s, generation %llu down: %s",
-			   lane->peer->name, lane_tenant_name(lane), lane->lane.ops->name,
-			   (unsigned long long)lane->wire_generation, text);
+		kvx_log_at(level, "peer %s: %s of tenant %s, %s, generation %llu down: %s",
+			   lane->peer->name, lane_kind_name(lane), lane_tenant_name(lane),
+			   lane->lane.ops->name, (unsigned long long)lane->wire_generation, text);
 }
 
 static KVX_ON_LOOP void lane_go_down(struct peer_lane *lane, int status, int vendor_code,

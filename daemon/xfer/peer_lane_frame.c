@@ -30,6 +30,7 @@ void lane_send(struct peer_lane *lane, bool answer)
 	msg.n_legs = lane->n_slots;
 	msg.answer = answer;
 	msg.tenant = (char *)(uintptr_t)lane_tenant_name(lane);
+	msg.any_memory = lane->any_memory;
 	lane->announced = true;
 	peer_send(lane->peer, KVXP__PEER_FRAME_TYPE__PEER_LANE, &msg);
 }
@@ -63,7 +64,7 @@ void lane_tell_down(struct peer_lane *lane)
 /* The lane that a generation names; NULL, counted: it is over, or not known here. */
 static struct peer_lane *lane_by_generation(struct kvx_peer *peer, uint64_t generation)
 {
-	for (unsigned i = 0; i < peer->peers->n_tenants; i++) {
+	for (unsigned i = 0; i < peer->n_lanes; i++) {
 		struct peer_lane *lane = peer->lanes[i];
 
 		if (generation != 0 && lane->wire_generation == generation && !lane->remote_dead)
@@ -73,11 +74,16 @@ static struct peer_lane *lane_by_generation(struct kvx_peer *peer, uint64_t gene
 	return NULL;
 }
 
-static struct peer_lane *lane_by_tenant(const struct kvx_peer *peer, const char *tenant)
+/* One that both hellos want. */
+static struct peer_lane *lane_by_name(const struct kvx_peer *peer, const Kvxp__PeerLane *msg)
 {
-	for (unsigned i = 0; i < peer->peers->n_tenants; i++)
-		if (peer->lanes[i]->common && strcmp(lane_tenant_name(peer->lanes[i]), tenant) == 0)
-			return peer->lanes[i];
+	for (unsigned i = 0; i < peer->n_lanes; i++) {
+		struct peer_lane *lane = peer->lanes[i];
+
+		if (lane->wanted && lane->any_memory == msg->any_memory &&
+		    strcmp(lane_tenant_name(lane), msg->tenant) == 0)
+			return lane;
+	}
 	return NULL;
 }
 
@@ -110,11 +116,11 @@ static void lane_take_legs(struct peer_lane *lane, const Kvxp__PeerLane *msg)
 	}
 }
 
-static const struct kvx_transport_ops *common_find(const struct kvx_peer *peer, const char *name)
+static const struct kvx_transport_ops *common_find(const struct peer_lane *lane, const char *name)
 {
-	for (unsigned i = 0; i < peer->n_common; i++)
-		if (strcmp(peer->common[i]->name, name) == 0)
-			return peer->common[i];
+	for (unsigned i = 0; i < lane->n_common; i++)
+		if (strcmp(lane->common[i]->name, name) == 0)
+			return lane->common[i];
 	return NULL;
 }
 
@@ -122,7 +128,7 @@ static const struct kvx_transport_ops *common_find(const struct kvx_peer *peer, 
 static bool generation_is_taken(const struct kvx_peer *peer, const struct peer_lane *lane,
 				uint64_t generation)
 {
-	for (unsigned i = 0; i < peer->peers->n_tenants; i++) {
+	for (unsigned i = 0; i < peer->n_lanes; i++) {
 		const struct peer_lane *other = peer->lanes[i];
 
 		if (other != lane && !other->remote_dead &&
@@ -144,7 +150,7 @@ static KVX_ON_LOOP int lane_on_offer(struct peer_lane *lane, const Kvxp__PeerLan
 	}
 	lane->last_offer = msg->generation;
 	lane->offer_generation = msg->generation;
-	lane->offer_ops = common_find(peer, msg->transport);
+	lane->offer_ops = common_find(lane, msg->transport);
 	lane_take_legs(lane, msg);
 	if (lane->phase != LANE_IDLE) {
 		/* It offers a new one only after it has closed the old one. */
@@ -169,9 +175,13 @@ static bool answer_is_sound(const struct peer_lane *lane, const Kvxp__PeerLane *
 int lane_on_lane(struct kvx_peer *peer, const ProtobufCMessage *message)
 {
 	const Kvxp__PeerLane *msg = (const Kvxp__PeerLane *)message;
-	struct peer_lane *lane = lane_by_tenant(peer, msg->tenant), *named;
+	struct peer_lane *lane = lane_by_name(peer, msg), *named;
 
-	if (lane == NULL || common_find(peer, msg->transport) == NULL || msg->generation == 0 ||
+	if (lane == NULL && msg->any_memory) {
+		peer->n_ignored++; /* a device that one of us has lost, or a GPU, between hellos */
+		return 0;
+	}
+	if (lane == NULL || common_find(lane, msg->transport) == NULL || msg->generation == 0 ||
 	    !legs_are_sound(msg))
 		return -EPROTO;
 	if (!msg->answer)
@@ -210,7 +220,7 @@ static KVX_ON_LOOP void unknown_on_down(struct kvx_peer *peer, const Kvxp__PeerL
 {
 	Kvxp__PeerLaneDown msg = KVXP__PEER_LANE_DOWN__INIT;
 
-	for (unsigned i = 0; i < peer->peers->n_tenants; i++)
+	for (unsigned i = 0; i < peer->n_lanes; i++)
 		if (peer->lanes[i]->offer_generation == down->generation)
 			peer->lanes[i]->offer_generation = 0;
 	if (down->status == (uint32_t)KVX_STATUS_STALE)

@@ -28,39 +28,37 @@ bool transport_has_rail(const struct kvx_node *node, const struct kvx_transport_
 	return transport_has(node, ops, false);
 }
 
-/* How many of the common transports it may go by. */
+/* How many of its transports it may go by. */
 static unsigned lane_levels(const struct peer_lane *lane)
 {
-	const struct kvx_peer *peer = lane->peer;
-
-	return peer->peers->conf.fallback ? peer->n_common : peer->n_common > 0;
+	return lane->peer->peers->conf.fallback ? lane->n_common : lane->n_common > 0;
 }
 
 bool lane_has_transport(const struct peer_lane *lane)
 {
-	const struct kvx_peer *peer = lane->peer;
+	const struct kvx_node *node = lane->peer->peers->conf.node;
 
 	for (unsigned i = 0; i < lane_levels(lane); i++)
-		if (transport_has_rail(peer->peers->conf.node, peer->common[i]))
+		if (transport_has_rail(node, lane->common[i]))
 			return true;
 	return false;
 }
 
 const struct kvx_transport_ops *lane_pick_transport(struct peer_lane *lane)
 {
-	const struct kvx_peer *peer = lane->peer;
+	const struct kvx_node *node = lane->peer->peers->conf.node;
 	unsigned n = lane_levels(lane);
 
 	for (unsigned i = 0; i < n; i++) {
 		unsigned level = (lane->level + i) % n;
 
-		if (!transport_has(peer->peers->conf.node, peer->common[level], true))
+		if (!transport_has(node, lane->common[level], true))
 			continue;
 		if (level != lane->level) {
 			lane->level = level;
 			lane->level_failed = 0;
 		}
-		return peer->common[level];
+		return lane->common[level];
 	}
 	return NULL;
 }
@@ -249,8 +247,8 @@ bool lane_could_be_better(const struct peer_lane *lane)
 	const struct kvx_peer *peer = lane->peer;
 
 	if (peer_is_lower(peer) || lane->renew_now)
-		for (unsigned i = 0; i < peer->n_common && peer->common[i] != lane->lane.ops; i++)
-			if (transport_has(peer->peers->conf.node, peer->common[i], true) &&
+		for (unsigned i = 0; i < lane->n_common && lane->common[i] != lane->lane.ops; i++)
+			if (transport_has(peer->peers->conf.node, lane->common[i], true) &&
 			    i < lane_levels(lane))
 				return true;
 	return lane_lacks_rail(lane);
@@ -264,7 +262,7 @@ void lane_pick_up(struct peer_lane *lane)
 	for (unsigned i = 0; i < lane->n_slots; i++)
 		if (leg_is_live(&lane->legs[i]))
 			lane->rails_suspect &= ~rail_bit(&set, lane->legs[i].rail);
-	if (lane->peer->n_common > 0 && lane->lane.ops != lane->peer->common[0])
+	if (lane->n_common > 0 && lane->lane.ops != lane->common[0])
 		lane->n_fallback++;
 	if (!lane_could_be_better(lane))
 		lane->n_renewals = 0;
@@ -292,6 +290,7 @@ void lane_pick_device_up(struct peer_lane *lane, const struct kvx_node_rail *rai
 	lane->rails_avoid &= ~rail_bit(&set, rail);
 	lane->n_renewals = 0;
 	lane->renew_now = true;
-	if (lane->phase == LANE_IDLE)
+	/* Who only answers says so when the next generation is up, unless that has the rail. */
+	if (lane->phase == LANE_IDLE && peer_is_lower(lane->peer))
 		lane_pick_reset(lane);
 }

@@ -6,15 +6,17 @@
  *   peer_conn.c     connections: dial, read, write, close
  *   peer_frame.c    frames to and from protobuf; which frame is whose
  *   peer_hello.c    hello, duplicate connections, heartbeats
- *   peer_lanes.c    all lanes of a peer, one for each tenant, and news of their rails
+ *   peer_lanes.c    all lanes of a peer, one or two for each tenant, and news of their rails
  *   peer_lane.c ... one lane: see peer_lane.h
  *   peer_remote.c   regions of the peer that we use: targets, withdrawal
+ *   peer_way.c      which of a tenant's two lanes a transfer goes by
  *   peer_keys.c     their keys, one for each leg of the lane
  *   peer_resolve.c  how a target is asked for and answered
  *   peer_answer.c   regions of ours: what a peer that resolves one is answered
  *   peer_inbound.c  regions of ours that the peer uses: exports, transfers, withdrawal
  *   peer_calls.c    messages and pings
- *   peer_find.c     regions by name, asked for and answered
+ *   peer_find.c     regions by name, asked for
+ *   peer_publish.c  and answered
  *   peer_rows.c     all of it, for people
  *
  * A peer acts in peer_step(), which runs from its timer only; everything else notes what happened
@@ -112,12 +114,13 @@ enum target_state {
 	TARGET_ASKED,     /* waits for PEER_RESOLVED */
 	TARGET_UNPACKING, /* waits for RKEY_UNPACK */
 	TARGET_READY,
+	TARGET_ELSEWHERE, /* this generation of the lane does not reach it */
 	TARGET_LOST,
 };
 
 struct target_key {
 	uint64_t region;
-	uint64_t tenant; /* who asks for it; this wide, so that there is no padding */
+	uint64_t lane; /* index; this wide, so that there is no padding */
 	uint8_t token[KVX_TOKEN_BYTES];
 };
 
@@ -128,11 +131,17 @@ struct peer_key {
 	struct kvx_cmd cmd;
 };
 
-/* A region of the peer. Owned by the peer; freed in remote_step() only. */
+/* A region of the peer by one lane. Imports know the one by the lane of their tenant; where the
+ * region, or the local region of a transfer, is out of reach of that lane, this one keeps another
+ * one of the same region by the bounce lane. Owned by the peer; freed in remote_step() only. */
 struct peer_target {
 	struct kvx_target target; /* first: released by it */
 	struct kvx_peer *peer;
-	struct peer_lane *lane; /* of its tenant */
+	struct peer_lane *lane;
+	struct peer_target *bounce; /* that this one keeps, with a reference; NULL: none */
+	struct peer_target *first;  /* who keeps this one; NULL: nobody (any more) */
+	bool elsewhere; /* when it was asked last, the lane did not reach it: transfers go by
+			   `bounce` */
 	enum target_state state;
 	struct kvx_target **list; /* which of the peer's it is on; NULL: none */
 	struct target_key key;
@@ -141,10 +150,10 @@ struct peer_target {
 	uint64_t generation; /* of the lane, when it was asked */
 	bool known;          /* resolved once: target is filled */
 	bool fencing;        /* lost, and transfers of ours may not have ended */
-	bool peer_lost;   /* lost with the peer: who watches it is told after the inbound fence */
-	uint64_t stops;   /* of the lane then */
-	bool withdrawing; /* PEER_WITHDRAWN is owed */
-	uint64_t idle_ns; /* nobody has used it since; 0: used */
+	bool peer_lost; /* lost with the peer: who watches it is told after the inbound fence */
+	struct lane_fence inbound; /* that one */
+	bool withdrawing;          /* PEER_WITHDRAWN is owed */
+	uint64_t idle_ns;          /* nobody has used it since; 0: used */
 	struct kvx_resolve *waiters;
 	struct peer_key *keys; /* of the legs, in their order */
 	unsigned n_keys, n_keys_busy;
@@ -164,6 +173,7 @@ struct kvx_peer {
 									with the lower node id
 									says */
 	unsigned n_common;
+	bool any_memory;        /* it knows bounce lanes, and keys that are empty */
 	uint64_t lease_ns;      /* agreed bound on silence */
 	struct peer_conn *conn; /* after hello, or NULL */
 	struct peer_conn *dial; /* before hello, or NULL */
@@ -177,8 +187,10 @@ struct kvx_peer {
 	/* dialing */
 	unsigned n_failed;
 	uint64_t redial_ns;
-	uint64_t interest_ns;                     /* until then it is worth dialing */
-	struct peer_lane *lanes[KVX_MAX_TENANTS]; /* one for each tenant of ours */
+	uint64_t interest_ns; /* until then it is worth dialing */
+	/* One for each tenant of ours, then the bounce lanes in the same order. */
+	struct peer_lane *lanes[2 * KVX_MAX_TENANTS];
+	unsigned n_lanes;
 	/* their regions */
 	struct peer_target *targets; /* hash of those that are not lost */
 	struct kvx_target *fresh;    /* TARGET_NEW */
@@ -194,7 +206,8 @@ struct kvx_peer {
 	unsigned n_withdrawing;       /* exports that wait for PEER_WITHDRAWN */
 	uint64_t *refused_streams;    /* ring of PEER_STREAMS; NULL: none yet */
 	unsigned n_refused_streams;   /* ever */
-	bool fence_owed; /* the peer was lost, and inbound of some lane not yet stopped */
+	bool fence_owed;        /* the peer was lost, and inbound of some lane not yet stopped */
+	struct kvx_find *finds; /* that it is asked, in this order; peer_find.c */
 	bool stepping, woken;
 	struct kvx_timer timer;
 	char last_error[KVX_WHY_BYTES];
@@ -219,6 +232,7 @@ struct kvx_peers {
 	struct peer_shared *shared;    /* hash: regions of ours that peers have resolved */
 	struct kvx_peer_call *calls;   /* hash */
 	struct kvx_find *finds;
+	struct find_walk *find_walks; /* under way; peer_find.c */
 	struct kvx_xfers_watch watch; /* while n_fencing > 0 */
 	unsigned n_fencing;
 	uint64_t next_request, next_generation;
@@ -318,9 +332,17 @@ bool lanes_are_idle(const struct kvx_peer *peer);
 bool lanes_inbound_is_stopped(const struct kvx_peer *peer);
 bool peers_have_transport(const struct kvx_peers *peers); /* with a device that can be used */
 void lanes_down(struct kvx_peer *peer, int status, const char *text) KVX_ON_LOOP;
+struct peer_lane *lane_sibling(const struct peer_lane *lane); /* the tenant's other one, or NULL */
+/* The bounce lane beside it; NULL: there is to be none. */
+struct peer_lane *lane_bounce(const struct peer_lane *lane);
+/* lanes: bit set of the tenant's lanes, LANES_BOTH or 1 << any_memory of one. */
+void lanes_fence_begin(const struct peer_lane *lane, unsigned lanes, struct lane_fence *fence);
+/* Stays so once it is. */
+bool lanes_fence_is_over(const struct peer_lane *lane, struct lane_fence *fence);
 
 /* peer_remote.c */
-int target_create(struct peer_lane *lane, const struct kvx_desc *desc, const struct target_key *key,
+/* key.lane is set here. */
+int target_create(struct peer_lane *lane, const struct target_key *key, uint64_t epoch,
 		  struct peer_target **out_target) KVX_ON_LOOP;
 void target_move(struct peer_target *t, enum target_state state) KVX_ON_LOOP;
 void target_lose(struct peer_target *t, int status, const char *text) KVX_ON_LOOP;
@@ -339,6 +361,23 @@ bool remote_is_empty(const struct kvx_peer *peer);          /* lost ones include
 void remote_stale_keys(struct peer_lane *lane) KVX_ON_LOOP; /* it is down: resolve anew */
 void remote_free_keys(struct peer_lane *lane) KVX_ON_LOOP;  /* before its eps are closed */
 int remote_on_withdraw(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
+
+/* peer_way.c */
+/* struct kvx_target's. */
+int way_route(struct kvx_target *target, const struct kvx_route_ask *ask,
+	      struct kvx_target **out_target, struct kvx_why *why);
+/* The lane does not reach the region: from now on it goes by the bounce lane. false: it cannot. */
+bool way_go_elsewhere(struct peer_target *t) KVX_ON_LOOP;
+void way_on_ready(struct peer_target *t) KVX_ON_LOOP; /* it has got keys */
+/* Of a target that imports know: can its transfers be submitted, and by which lane do most of them
+ * go? */
+bool way_is_open(const struct peer_target *t);
+struct peer_lane *way_lane(const struct peer_target *t);
+/* t was lost: so is what hangs on it. */
+void way_on_lost(struct peer_target *t, int status, const char *text) KVX_ON_LOOP;
+void way_let_go(struct peer_target *t) KVX_ON_LOOP; /* of `bounce` */
+/* Somebody uses it, or what it keeps. */
+bool way_is_used(const struct peer_target *t);
 
 /* peer_keys.c */
 /* One key for each live leg of the target's lane, from the owner's answer. -EPROTO, -ENOMEM. */
@@ -380,8 +419,10 @@ void calls_on_probe_failed(struct peer_conn *conn) KVX_ON_LOOP;
 void calls_fail_all(struct kvx_peer *peer, int status, const char *text) KVX_ON_LOOP;
 bool calls_is_wanted(const struct kvx_peer *peer);
 
-/* peer_find.c */
+/* peer_publish.c */
 int find_on_find(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
+
+/* peer_find.c */
 int find_on_found(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
 void find_on_hello(struct peer_conn *conn, const Kvxp__PeerHello *hello) KVX_ON_LOOP;
 void find_on_probe_failed(struct peer_conn *conn) KVX_ON_LOOP;

@@ -1,8 +1,9 @@
 /* Regions of a peer that clients here use: one target per (region, token, tenant), shared by all
- * clients of the tenant. Targets outlive their users for a while (warm), follow the lane from
- * generation to generation, and are given up when the owner withdraws the region or the peer is
- * lost. Loop thread; steps run from peer_step(), and only there a target is freed. A withdrawal is
- * answered only after every transfer of ours to the region was fenced and its key is gone. */
+ * clients of the tenant, and where it takes one another by the bounce lane (peer_way.c). Targets
+ * outlive their users for a while (warm), follow the lane from generation to generation, and are
+ * given up when the owner withdraws the region or the peer is lost. Loop thread; steps run from
+ * peer_step(), and only there a target is freed. A withdrawal is answered only after every transfer
+ * of ours to the region was fenced and its key is gone. */
 #include "xfer/peer_priv.h"
 
 #include <errno.h>
@@ -42,6 +43,7 @@ void target_move(struct peer_target *t, enum target_state state)
 		break;
 	case TARGET_UNPACKING:
 	case TARGET_READY:
+	case TARGET_ELSEWHERE:
 	default:
 		target_list(t, NULL);
 		break;
@@ -116,10 +118,11 @@ void target_lose(struct peer_target *t, int status, const char *text)
 	target_set_fencing(t, t->known && t->target.n_refs > 0);
 	peer_wake(peer);
 	kvx_target_lose(&t->target, status, text); /* told of by a step, after the fences */
+	way_on_lost(t, status, text);
 	resolve_end_waiters(t, status, text);
 }
 
-int target_create(struct peer_lane *lane, const struct kvx_desc *desc, const struct target_key *key,
+int target_create(struct peer_lane *lane, const struct target_key *key, uint64_t epoch,
 		  struct peer_target **out_target)
 {
 	struct kvx_peer *peer = lane->peer;
@@ -130,9 +133,10 @@ int target_create(struct peer_lane *lane, const struct kvx_desc *desc, const str
 	t->peer = peer;
 	t->lane = lane;
 	t->key = *key;
-	t->epoch = desc->epoch;
-	t->target.region_id = desc->region;
-	memcpy(t->target.token, desc->token, KVX_TOKEN_BYTES);
+	t->key.lane = lane->index;
+	t->epoch = epoch;
+	t->target.region_id = key->region;
+	memcpy(t->target.token, key->token, KVX_TOKEN_BYTES);
 	t->target.peer = peer;
 	t->target.peer_name = peer->name;
 	t->target.lane = &lane->lane;
@@ -170,7 +174,7 @@ void remote_free_keys(struct peer_lane *lane)
 		if (t->lane == lane)
 			keys_free(t);
 	DL_FOREACH (peer->leaving, gone)
-		if (gone->lane == &lane->lane)
+		if (((struct peer_target *)gone)->lane == lane)
 			keys_free((struct peer_target *)gone);
 }
 
@@ -194,48 +198,69 @@ static KVX_ON_LOOP void withdrawn_send(struct kvx_peer *peer, uint64_t region)
 	peer_send(peer, KVXP__PEER_FRAME_TYPE__PEER_WITHDRAWN, &msg);
 }
 
+/* The region is free of this target: the owner is told when it is of all of them. */
+static KVX_ON_LOOP void target_withdrawn(struct peer_target *t)
+{
+	struct kvx_peer *peer = t->peer;
+	struct kvx_target *leaving;
+
+	t->withdrawing = false;
+	DL_FOREACH (peer->leaving, leaving) {
+		const struct peer_target *other = (struct peer_target *)leaving;
+
+		if (other->withdrawing && other->key.region == t->key.region)
+			return;
+	}
+	withdrawn_send(peer, t->key.region);
+}
+
+/* Before any of them is lost: each of a pair is lost with the other. */
+static bool targets_begin_withdrawal(struct kvx_peer *peer, uint64_t region)
+{
+	struct kvx_target *leaving;
+	struct peer_target *t;
+	bool any = false;
+
+	/* Lost with an earlier connection, and perhaps not yet fenced. */
+	DL_FOREACH (peer->leaving, leaving) {
+		t = (struct peer_target *)leaving;
+		if (t->key.region == region && t->known)
+			any = t->withdrawing = true;
+	}
+	for (t = peer->targets; t != NULL; t = t->hh.next)
+		if (t->key.region == region && t->known)
+			any = t->withdrawing = true;
+	return any;
+}
+
 int remote_on_withdraw(struct kvx_peer *peer, const ProtobufCMessage *message)
 {
 	const Kvxp__PeerWithdraw *msg = (const Kvxp__PeerWithdraw *)message;
 	struct peer_target *t, *tmp;
-	struct kvx_target *leaving;
 	char text[KVX_WHY_BYTES];
 	int status = kvx_status_to_errno(msg->status) == -EPIPE ? -EPIPE : -EOWNERDEAD;
-	bool wait = false;
+	bool wait = targets_begin_withdrawal(peer, msg->region);
 
 	peer_text(text, sizeof(text), msg->text[0] != '\0' ? msg->text : "the region is gone");
-	/* Lost with an earlier connection, and perhaps not yet fenced. */
-	DL_FOREACH (peer->leaving, leaving) {
-		t = (struct peer_target *)leaving;
-		if (t->key.region != msg->region || !t->known)
-			continue;
-		t->withdrawing = true;
-		wait = true;
+	HASH_ITER (hh, peer->targets, t, tmp)
+		if (t->key.region == msg->region)
+			target_lose(t, status, text);
+	if (wait)
 		peer_wake(peer);
-	}
-	HASH_ITER (hh, peer->targets, t, tmp) {
-		if (t->key.region != msg->region)
-			continue;
-		if (t->known) {
-			t->withdrawing = true;
-			wait = true;
-		}
-		target_lose(t, status, text);
-	}
-	if (!wait)
+	else
 		withdrawn_send(peer, msg->region);
 	return 0;
 }
 
 /* Has all that the peer had under way to and from regions here ended, as far as it matters to
  * clients of this target's tenant? inbound_step(), which tells of those, comes before. */
-static bool target_inbound_is_over(const struct peer_target *t)
+static bool target_inbound_is_over(struct peer_target *t)
 {
-	return !t->peer_lost || lane_has_stopped_since(t->lane, t->stops);
+	return !t->peer_lost || lanes_fence_is_over(t->lane, &t->inbound);
 }
 
-/* A lost target: its transfers are cancelled and fenced, who watches it is told, its key is given
- * back, the owner is told; then only its users' references are left. */
+/* A lost target: its transfers are cancelled and fenced, by both lanes, who watches it is told, its
+ * key is given back, the owner is told; then only its users' references are left. */
 static KVX_ON_LOOP void target_step_leaving(struct peer_target *t)
 {
 	struct kvx_peer *peer = t->peer;
@@ -244,20 +269,21 @@ static KVX_ON_LOOP void target_step_leaving(struct peer_target *t)
 	if (keys_are_busy(t))
 		return;
 	if (t->fencing && kvx_xfers_cancel_target(xfers, &t->target, t->target.lost_status,
-						  "the region is gone") == 0)
+						  t->target.lost_text) == 0) {
 		target_set_fencing(t, false);
-	if (t->fencing || !target_inbound_is_over(t))
+		peer_wake(peer); /* who keeps it may wait for that */
+	}
+	if (t->fencing || (t->bounce != NULL && t->bounce->fencing) || !target_inbound_is_over(t))
 		return;
 	kvx_target_tell(&t->target);
+	way_let_go(t);
 	if (keys_are_there(t)) {
 		if (t->lane->phase == LANE_UP)
 			keys_free(t); /* else they are freed with the lane */
 		return;
 	}
-	if (t->withdrawing) {
-		t->withdrawing = false;
-		withdrawn_send(peer, t->key.region);
-	}
+	if (t->withdrawing)
+		target_withdrawn(t);
 	if (t->target.n_refs > 0 || t->waiters != NULL) {
 		target_list(t, &peer->gone);
 		return;
@@ -279,7 +305,7 @@ static KVX_ON_LOOP void target_retire(struct peer_target *t)
 	target_lose(t, -ENOENT, "not used any more");
 }
 
-/* Gives up targets that nobody has used for long. */
+/* Gives up targets that nobody has used for long, with what they keep. */
 static KVX_ON_LOOP void remote_sweep(struct kvx_peer *peer)
 {
 	uint64_t now = peer_now(peer->peers);
@@ -290,8 +316,8 @@ static KVX_ON_LOOP void remote_sweep(struct kvx_peer *peer)
 		return;
 	peer->sweep_ns = now + PEER_KEEP_NS / 4;
 	HASH_ITER (hh, peer->targets, t, tmp) {
-		if (t->state != TARGET_READY || t->idle_ns == 0 || t->target.n_refs > 0 ||
-		    t->waiters != NULL)
+		if ((t->state != TARGET_READY && t->state != TARGET_ELSEWHERE) ||
+		    t->first != NULL || t->idle_ns == 0 || way_is_used(t))
 			continue;
 		if (many || now - t->idle_ns >= PEER_KEEP_NS)
 			target_retire(t);
@@ -342,14 +368,16 @@ bool remote_is_wanted(const struct kvx_peer *peer)
 
 void remote_lose_all(struct kvx_peer *peer, int status, const char *text)
 {
-	struct peer_target *t, *tmp;
+	struct peer_target *t;
 	struct kvx_target *gone;
 
-	HASH_ITER (hh, peer->targets, t, tmp) {
+	/* First all are marked: each of a pair is lost with the other. */
+	for (t = peer->targets; t != NULL; t = t->hh.next) {
 		t->peer_lost = true;
-		t->stops = t->lane->n_stops;
-		target_lose(t, status, text);
+		lanes_fence_begin(t->lane, LANES_BOTH, &t->inbound);
 	}
+	while (peer->targets != NULL)
+		target_lose(peer->targets, status, text);
 	DL_FOREACH (peer->leaving, gone)
 		((struct peer_target *)gone)->withdrawing = false; /* who asked is gone, too */
 }
@@ -359,13 +387,13 @@ void remote_fail_waiting(struct peer_lane *lane, int status, const char *text)
 	struct peer_target *t, *tmp;
 
 	HASH_ITER (hh, lane->peer->targets, t, tmp)
-		if (t->lane == lane && t->waiters != NULL)
+		if (t->waiters != NULL && way_lane(t) == lane)
 			target_lose(t, status, text);
 }
 
 void remote_fail_all_waiting(struct kvx_peer *peer, int status, const char *text)
 {
-	for (unsigned i = 0; i < peer->peers->n_tenants; i++)
+	for (unsigned i = 0; i < peer->n_lanes; i++)
 		remote_fail_waiting(peer->lanes[i], status, text);
 }
 

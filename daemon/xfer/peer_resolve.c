@@ -56,7 +56,7 @@ static KVX_ON_LOOP void resolve_time_out(struct kvx_resolve *resolve)
 
 	if (peer->conn == NULL)
 		stage = "no connection";
-	else if (resolve->target->lane->phase != LANE_UP)
+	else if (way_lane(resolve->target)->phase != LANE_UP)
 		stage = "connected, but no lane";
 	snprintf(text, sizeof(text), "peer %.8s at %.60s: %s in time%s%.100s", peer->name,
 		 peer->addr, stage, peer->last_error[0] != '\0' ? "; last error: " : "",
@@ -71,7 +71,7 @@ static void resolve_on_timer(struct kvx_timer *timer)
 	uint64_t now = kvx_timers_now(resolve_timers(resolve));
 
 	kvx_assert_on_loop();
-	if (resolve->target->state == TARGET_READY)
+	if (way_is_open(resolve->target))
 		resolve_end(resolve, 0, "");
 	else if (now >= resolve->deadline_ns ||
 		 kvx_timer_start(resolve_timers(resolve), timer, resolve->deadline_ns - now,
@@ -93,8 +93,7 @@ void resolve_on_keys(struct peer_target *t)
 	}
 	target_move(t, TARGET_READY);
 	t->target.lane_generation = t->generation;
-	kvx_xfers_kick_target(kvx_node_xfers(t->peer->peers->conf.node), &t->target);
-	resolve_end_waiters(t, 0, "");
+	way_on_ready(t);
 }
 
 /* asking */
@@ -204,6 +203,8 @@ int resolve_on_resolved(struct kvx_peer *peer, const ProtobufCMessage *message)
 	peer_text(text, sizeof(text), msg->text);
 	if (err == 0) {
 		err = target_take(t, msg, &why);
+		if (err == 0 && t->first != NULL)
+			err = target_take(t->first, msg, &why);
 		if (err < 0)
 			snprintf(text, sizeof(text), "%s", why.text);
 	}
@@ -211,8 +212,10 @@ int resolve_on_resolved(struct kvx_peer *peer, const ProtobufCMessage *message)
 		target_move(t, TARGET_NEW);
 		return 0;
 	}
+	if (err == -ENETUNREACH && way_go_elsewhere(t))
+		return 0;
 	if (err < 0) {
-		target_lose(t, t->known ? -EOWNERDEAD : err, text);
+		target_lose(t, t->known && t->first == NULL ? -EOWNERDEAD : err, text);
 		return 0;
 	}
 	err = keys_unpack(t, msg);
@@ -261,11 +264,11 @@ static KVX_ON_LOOP int resolve_find_peer(struct kvx_peers *peers, const struct k
 static KVX_ON_LOOP int resolve_find_target(struct peer_lane *lane, const struct kvx_desc *desc,
 					   struct peer_target **out_target, struct kvx_why *why)
 {
-	struct target_key key = {.region = desc->region, .tenant = lane->tenant};
+	struct target_key key = {.region = desc->region, .lane = lane->index};
 	struct kvx_peer *peer = lane->peer;
 	struct peer_target *t;
 
-	if (peer->conn != NULL && !lane->common)
+	if (peer->conn != NULL && !lane->wanted)
 		return kvx_why(why, -EACCES, "the region's node does not have the tenant %s",
 			       lane_tenant_name(lane));
 
@@ -273,8 +276,9 @@ static KVX_ON_LOOP int resolve_find_target(struct peer_lane *lane, const struct 
 	HASH_FIND(hh, peer->targets, &key, sizeof(key), t);
 	if (t != NULL && t->epoch != desc->epoch)
 		return kvx_why(why, -ESTALE, "descriptor of an earlier start of its daemon");
-	if (t == NULL && target_create(lane, desc, &key, &t) < 0)
+	if (t == NULL && target_create(lane, &key, desc->epoch, &t) < 0)
 		return kvx_why(why, -ENOMEM, "out of memory");
+	t->target.route = way_route;
 	*out_target = t;
 	return 0;
 }
@@ -296,8 +300,8 @@ int kvx_peers_resolve(struct kvx_peers *peers, const struct kvx_desc *desc, uint
 		return err;
 	resolve = calloc(1, sizeof(*resolve));
 	if (resolve == NULL ||
-	    kvx_timer_start(peers->conf.timers, &resolve->timer,
-			    t->state == TARGET_READY ? 0 : timeout_ns, resolve_on_timer) < 0) {
+	    kvx_timer_start(peers->conf.timers, &resolve->timer, way_is_open(t) ? 0 : timeout_ns,
+			    resolve_on_timer) < 0) {
 		free(resolve);
 		target_abandon(t);
 		return kvx_why(why, -ENOMEM, "out of memory");
@@ -334,6 +338,7 @@ void kvx_peers_remote_open(void *arg, struct kvx_target *target, uint64_t xfer_u
 	msg.op = (uint32_t)op;
 	msg.tag = tag;
 	msg.label = (char *)(uintptr_t)label;
+	msg.any_memory = lane_of(target->lane)->any_memory;
 	peer_send(target->peer, KVXP__PEER_FRAME_TYPE__PEER_XFER_OPEN, &msg);
 }
 

@@ -16,7 +16,7 @@ static const char *peer_state(const struct kvx_peer *peer)
 /* Lanes that there could be: others have never done anything. */
 static bool lane_is_shown(const struct peer_lane *lane)
 {
-	return lane->common || lane->wire_generation != 0;
+	return lane->wanted || lane->wire_generation != 0;
 }
 
 static const char *lane_transport(const struct peer_lane *lane)
@@ -59,7 +59,7 @@ void kvx_peers_walk(const struct kvx_peers *peers,
 		};
 
 		memcpy(row.node_id, peer->name, sizeof(row.node_id));
-		for (unsigned i = 0; i < peers->n_tenants; i++)
+		for (unsigned i = 0; i < peer->n_lanes; i++)
 			row_add_lane(&row, peer->lanes[i]);
 		cb(arg, &row);
 	}
@@ -94,6 +94,7 @@ static void lane_row(const struct peer_lane *lane, struct kvx_lane_row *row)
 	*row = (struct kvx_lane_row){
 	    .peer = lane->peer->name,
 	    .tenant = lane_tenant_name(lane),
+	    .any_memory = lane->any_memory,
 	    .transport = lane_transport(lane),
 	    .state = lane_state_name(lane),
 	    .generation = lane->wire_generation,
@@ -119,7 +120,7 @@ void kvx_peers_walk_lanes(const struct kvx_peers *peers,
 	struct kvx_lane_row row;
 
 	for (peer = peers->table; peer != NULL; peer = peer->hh.next) {
-		for (unsigned i = 0; i < peers->n_tenants; i++) {
+		for (unsigned i = 0; i < peer->n_lanes; i++) {
 			if (!lane_is_shown(peer->lanes[i]))
 				continue;
 			lane_row(peer->lanes[i], &row);

@@ -34,7 +34,9 @@ struct plan_ops {
 struct plan_seg {
 	struct plan_seg *next;
 	size_t alloc_bytes; /* of the whole segment */
+	uint64_t bytes;     /* that it asks for */
 	bool is_ops;
+	bool closed; /* it must not be walked yet, nor what follows */
 	union {
 		struct plan_blocks blocks;
 		struct plan_ops ops;
@@ -47,6 +49,8 @@ struct kvx_plan {
 	struct plan_seg *head, *tail;
 	struct kvx_span run; /* being merged; len 0: none */
 	uint64_t bytes, pieces, given_bytes;
+	uint64_t open_bytes;     /* before the first closed segment */
+	struct plan_seg *closed; /* that one; NULL: none is */
 	uint64_t list_bytes;
 };
 
@@ -80,6 +84,10 @@ static int plan_append(struct kvx_plan *plan, struct plan_seg *seg, uint64_t byt
 	plan->bytes += bytes;
 	plan->pieces += pieces;
 	plan->list_bytes += seg->alloc_bytes;
+	if (plan->closed == NULL)
+		plan->open_bytes += bytes;
+	seg->bytes = bytes;
+	seg->closed = false;
 	seg->next = NULL;
 	if (plan->head == NULL)
 		plan->head = seg;
@@ -351,6 +359,29 @@ int kvx_plan_add_ops(struct kvx_plan *plan, const struct kvx_op_list *list, stru
 	return plan_append(plan, seg, bytes, list->n_ops);
 }
 
+void kvx_plan_close_last(struct kvx_plan *plan)
+{
+	struct plan_seg *seg = plan->tail;
+
+	kvx_assert(plan->head != NULL && !seg->closed);
+	seg->closed = true;
+	if (plan->closed != NULL)
+		return;
+	plan->closed = seg;
+	plan->open_bytes -= seg->bytes;
+}
+
+void kvx_plan_open_first(struct kvx_plan *plan)
+{
+	struct plan_seg *seg = plan->closed;
+
+	kvx_assert(seg != NULL);
+	seg->closed = false;
+	for (; seg != NULL && !seg->closed; seg = seg->next)
+		plan->open_bytes += seg->bytes;
+	plan->closed = seg;
+}
+
 /* The piece at the segment's cursor. */
 static inline struct kvx_span seg_peek(const struct plan_seg *seg)
 {
@@ -429,7 +460,7 @@ unsigned kvx_plan_next(struct kvx_plan *plan, uint64_t max_span, uint64_t max_by
 	struct kvx_span run = plan->run;
 	struct plan_seg *seg;
 	kvx_assert(max_span > 0);
-	while ((seg = plan->head) != NULL) {
+	while ((seg = plan->head) != NULL && !seg->closed) {
 		struct kvx_span piece = seg_peek(seg);
 		if (run.len_bytes == 0)
 			run = piece;
@@ -448,8 +479,8 @@ unsigned kvx_plan_next(struct kvx_plan *plan, uint64_t max_span, uint64_t max_by
 			free(seg);
 		}
 	}
-	/* Only the end of all that was added so far ends a run that has not met its limit. */
-	while (plan->head == NULL && run.len_bytes > 0 && out_put(&out, &run))
+	/* Only the end of all that may be walked ends a run that has not met its limit. */
+	while (plan->head == plan->closed && run.len_bytes > 0 && out_put(&out, &run))
 		;
 	plan->run = run;
 	plan->given_bytes += max_bytes - out.left;
@@ -468,7 +499,7 @@ uint64_t kvx_plan_bytes(const struct kvx_plan *plan)
 
 uint64_t kvx_plan_backlog(const struct kvx_plan *plan)
 {
-	return plan->bytes - plan->given_bytes;
+	return plan->open_bytes - plan->given_bytes;
 }
 
 uint64_t kvx_plan_list_bytes(const struct kvx_plan *plan)

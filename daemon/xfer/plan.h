@@ -51,15 +51,20 @@ void kvx_plan_destroy(struct kvx_plan *plan);
 int kvx_plan_add_blocks(struct kvx_plan *plan, const struct kvx_block_list *list,
 			struct kvx_why *why);
 int kvx_plan_add_ops(struct kvx_plan *plan, const struct kvx_op_list *list, struct kvx_why *why);
+/* The list that was added last, and all that follow it, are not walked before it is opened: for
+ * lists whose bytes must wait for something. Lists are opened in the order in which they were
+ * closed; at least one is closed. */
+void kvx_plan_close_last(struct kvx_plan *plan);
+void kvx_plan_open_first(struct kvx_plan *plan);
 /* The next spans: at most max, together at most max_bytes, none longer than max_span; at least one
  * when there is anything left and max_bytes > 0. A piece is cut only where a limit demands it: one
  * that would fit whole into the next call is left for it. Returns how many; 0: all that was
- * added so far has been given out. */
+ * added so far and is not behind a closed list has been given out. */
 unsigned kvx_plan_next(struct kvx_plan *plan, uint64_t max_span, uint64_t max_bytes,
 		       struct kvx_span *out_spans, unsigned max);
 bool kvx_plan_is_drained(const struct kvx_plan *plan);
 uint64_t kvx_plan_bytes(const struct kvx_plan *plan);      /* added so far */
-uint64_t kvx_plan_backlog(const struct kvx_plan *plan);    /* of them, not given out yet */
+uint64_t kvx_plan_backlog(const struct kvx_plan *plan);    /* that next() would give out now */
 uint64_t kvx_plan_list_bytes(const struct kvx_plan *plan); /* memory of lists not walked yet */
 uint64_t kvx_plan_pieces(
     const struct kvx_plan *plan); /* contiguous pieces asked for so far, before merging */

@@ -10,8 +10,8 @@
 
 struct kvx_reg {
 	struct kvx_mr *mr;
+	uint8_t *mkey; /* owned; heap, of exactly its length */
 	size_t mkey_len;
-	uint8_t mkey[KVX_TRANSPORT_MKEY_MAX];
 };
 
 #endif

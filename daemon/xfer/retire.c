@@ -45,10 +45,13 @@ static KVX_ON_LOOP bool region_drained(struct node_region *nr)
 	return true;
 }
 
-static void region_withdraw(struct node_region *nr)
+void node_region_withdraw(struct node_region *nr, int status, const char *text)
 {
 	const struct kvx_node_peer_hooks *peers = &nr->node->peers;
-	const struct kvx_withdrawal why = {nr->status, nr->why.text};
+	const struct kvx_withdrawal why = {status, text};
+	if (nr->withdrawing)
+		return;
+	nr->withdrawing = true;
 	if (peers->withdraw != NULL)
 		peers->withdraw(peers->arg, nr->region, &why, region_on_withdrawn, nr);
 	else
@@ -78,7 +81,7 @@ static KVX_ON_LOOP bool region_advance(struct node_region *nr)
 		kvx_sm_move(&nr->sm, NODE_REGION_WITHDRAWING);
 		if (nr->target != NULL)
 			kvx_target_tell(&nr->target->target);
-		region_withdraw(nr);
+		node_region_withdraw(nr, nr->status, nr->why.text);
 		return true;
 	case NODE_REGION_WITHDRAWING:
 		if (!nr->withdrawn)
@@ -91,10 +94,9 @@ static KVX_ON_LOOP bool region_advance(struct node_region *nr)
 		if (nr->n_targets > 0)
 			return false;
 		kvx_sm_move(&nr->sm, NODE_REGION_DEREG);
-		node_region_deregister(nr);
 		return true;
 	case NODE_REGION_DEREG:
-		if (nr->n_pending > 0)
+		if (node_region_deregister(nr))
 			return false;
 		kvx_sm_move(&nr->sm, NODE_REGION_UNMAPPING);
 		node_region_unmap(nr);

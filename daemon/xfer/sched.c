@@ -1,8 +1,8 @@
 /* Scheduler: see sched.h. Owns the batch pool and what is queued per lane and flow; knows ops only
  * as counts of bytes. Turns: schedulers (lanes) one batch each, flows of a lane by surplus round
  * robin (a flow may send while its balance is positive, the overdraft counts against its next turn:
- * ops are never cut for fairness), items of a flow in order. Loop thread; no malloc but for the
- * first item of a new flow. */
+ * ops are never cut for fairness), items of a flow in order. A flow whose items find no credit is
+ * passed over and keeps its turn. Loop thread; no malloc but for the first item of a new flow. */
 #include "xfer/sched.h"
 
 #include <errno.h>
@@ -21,7 +21,9 @@
 struct kvx_sched_flow {
 	uint64_t id;
 	int64_t balance;
-	struct kvx_sched_item *items; /* in order; never empty while the flow is in the table */
+	/* The first item of each set of outlets, which leads those behind it; never empty while the
+	 * flow is in the table. */
+	struct kvx_sched_item *firsts;
 	struct kvx_sched_flow *prev, *next; /* of the turns; next: of the spare ones */
 	UT_hash_handle hh;
 };
@@ -42,7 +44,8 @@ struct kvx_sched {
 	void (*on_held)(void *arg);        /* NULL: none are */
 	void *on_held_arg;
 	unsigned n_queued, n_in_flight;
-	bool awake; /* in all->awake */
+	uint64_t n_enqueued; /* ever */
+	bool awake;          /* in all->awake */
 	struct kvx_sched *prev, *next;
 };
 
@@ -153,7 +156,7 @@ static struct kvx_sched_flow *flow_get(struct kvx_sched *sched, uint64_t id)
 	}
 	flow->id = id;
 	flow->balance = all->quantum_bytes;
-	flow->items = NULL;
+	flow->firsts = NULL;
 	unsigned n = HASH_COUNT(sched->by_id);
 	HASH_ADD(hh, sched->by_id, id, sizeof(flow->id), flow);
 	if (HASH_COUNT(sched->by_id) == n) { /* uthash had no memory */
@@ -178,6 +181,47 @@ static void flow_put(struct kvx_sched *sched, struct kvx_sched_flow *flow)
 	all->n_spare++;
 }
 
+/* The one that leads the items with these outlets; NULL: there are none. */
+static struct kvx_sched_item *flow_first(const struct kvx_sched_flow *flow, uint32_t outlets)
+{
+	struct kvx_sched_item *first;
+	for (first = flow->firsts; first != NULL; first = first->first_next)
+		if (first->outlets == outlets)
+			return first;
+	return NULL;
+}
+
+/* By number: most often it is the last one. */
+static void flow_link(struct kvx_sched_flow *flow, struct kvx_sched_item *item)
+{
+	struct kvx_sched_item *first = flow_first(flow, item->outlets), *at = first;
+	if (first == NULL) {
+		item->prev = item;
+		item->next = NULL;
+		DL_APPEND2(flow->firsts, item, first_prev, first_next);
+		return;
+	}
+	if (first->prev->number < item->number) {
+		DL_APPEND(first, item);
+		return;
+	}
+	while (at->number < item->number)
+		at = at->next;
+	DL_PREPEND_ELEM(first, at, item);
+	if (first == item)
+		DL_REPLACE_ELEM2(flow->firsts, at, item, first_prev, first_next);
+}
+
+static void flow_unlink(struct kvx_sched_flow *flow, struct kvx_sched_item *item)
+{
+	struct kvx_sched_item *first = flow_first(flow, item->outlets), *next = item->next;
+	if (first == item && next != NULL)
+		DL_REPLACE_ELEM2(flow->firsts, item, next, first_prev, first_next);
+	else if (first == item)
+		DL_DELETE2(flow->firsts, item, first_prev, first_next);
+	DL_DELETE(first, item);
+}
+
 int kvx_sched_enqueue(struct kvx_sched *sched, struct kvx_sched_item *item)
 {
 	if (item->queued)
@@ -188,7 +232,8 @@ int kvx_sched_enqueue(struct kvx_sched *sched, struct kvx_sched_item *item)
 	item->sched = sched;
 	item->flow = flow;
 	item->queued = true;
-	DL_APPEND(flow->items, item);
+	item->number = ++sched->n_enqueued;
+	flow_link(flow, item);
 	sched->n_queued++;
 	sched_wake(sched);
 	return 0;
@@ -199,26 +244,25 @@ void kvx_sched_remove(struct kvx_sched_item *item)
 	struct kvx_sched *sched = item->sched;
 	if (!item->queued)
 		return;
-	DL_DELETE(item->flow->items, item);
-	if (item->flow->items == NULL)
+	flow_unlink(item->flow, item);
+	if (item->flow->firsts == NULL)
 		flow_put(sched, item->flow);
 	item->flow = NULL;
 	item->queued = false;
 	sched->n_queued--;
 }
 
-/* The one whose turn it is: a flow in debt is given its quantum and goes to the end. Ends, because
- * every round pays every flow. */
-static struct kvx_sched_flow *sched_turn(struct kvx_sched *sched)
+void kvx_sched_set_outlets(struct kvx_sched_item *item, uint32_t outlets)
 {
-	struct kvx_sched_flow *flow = sched->turns;
-	while (flow->balance <= 0) {
-		flow->balance += sched->all->quantum_bytes;
-		DL_DELETE(sched->turns, flow);
-		DL_APPEND(sched->turns, flow);
-		flow = sched->turns;
-	}
-	return flow;
+	if (item->outlets == outlets)
+		return;
+	if (item->queued)
+		flow_unlink(item->flow, item);
+	item->outlets = outlets;
+	if (!item->queued)
+		return;
+	flow_link(item->flow, item);
+	sched_wake(item->sched);
 }
 
 static bool outlet_has_credit(const struct kvx_outlet *outlet)
@@ -226,16 +270,67 @@ static bool outlet_has_credit(const struct kvx_outlet *outlet)
 	return outlet->batches_in_flight < kvx_worker_limits(outlet->worker)->queue_batches;
 }
 
-static struct kvx_outlet *lane_outlet(struct kvx_lane *lane)
+/* The least loaded of a set that has credit; NULL: none has. */
+static struct kvx_outlet *lane_outlet(struct kvx_lane *lane, uint32_t outlets)
 {
 	struct kvx_outlet *best = NULL;
 	for (unsigned i = 0; i < lane->n_outlets; i++) {
 		struct kvx_outlet *o = &lane->outlets[i];
-		if (outlet_has_credit(o) &&
+		if ((outlets == 0 || outlets & 1u << i) && outlet_has_credit(o) &&
 		    (best == NULL || o->bytes_in_flight < best->bytes_in_flight))
 			best = o;
 	}
 	return best;
+}
+
+/* An item of which something may go now. */
+struct sched_choice {
+	struct kvx_sched_item *item;
+	struct kvx_outlet *outlet; /* NULL: only the inline one, if that takes it */
+};
+
+static bool lane_has_inline_credit(const struct kvx_lane *lane)
+{
+	return lane->inline_outlet != NULL && outlet_has_credit(lane->inline_outlet);
+}
+
+/* The oldest item of a flow that finds credit. */
+static bool flow_choose(const struct kvx_sched *sched, const struct kvx_sched_flow *flow,
+			struct sched_choice *choice)
+{
+	bool is_inline = lane_has_inline_credit(sched->lane);
+	struct kvx_sched_item *item;
+	choice->item = NULL;
+	for (item = flow->firsts; item != NULL; item = item->first_next) {
+		if (choice->item != NULL && choice->item->number < item->number)
+			continue;
+		struct kvx_outlet *outlet = lane_outlet(sched->lane, item->outlets);
+		if (outlet != NULL || is_inline)
+			*choice = (struct sched_choice){item, outlet};
+	}
+	return choice->item != NULL;
+}
+
+/* Whose turn it is among the flows that find credit: one of them that is in debt is given its
+ * quantum and goes to the end. Ends, because every round pays every one of them. */
+static bool sched_choose(struct kvx_sched *sched, struct sched_choice *choice)
+{
+	struct kvx_sched_flow *flow, *next;
+	bool again = lane_outlet(sched->lane, 0) != NULL || lane_has_inline_credit(sched->lane);
+	while (again) {
+		again = false;
+		DL_FOREACH_SAFE (sched->turns, flow, next) {
+			if (!flow_choose(sched, flow, choice))
+				continue;
+			if (flow->balance > 0)
+				return true;
+			flow->balance += sched->all->quantum_bytes;
+			DL_DELETE(sched->turns, flow);
+			DL_APPEND(sched->turns, flow);
+			again = true;
+		}
+	}
+	return false;
 }
 
 /* A whole item that is small enough is copied here and now. */
@@ -382,16 +477,16 @@ static KVX_ON_LOOP enum step sched_step(struct kvx_sched *sched)
 		return sched_send(sched, sched->unsent);
 	if (lane->state != KVX_LANE_UP)
 		return STEP_IDLE;
-	struct kvx_outlet *outlet = lane_outlet(lane);
-	while (sched->n_queued > 0) {
-		struct kvx_sched_item *item = sched_turn(sched)->items;
+	struct sched_choice choice;
+	while (sched_choose(sched, &choice)) {
+		struct kvx_sched_item *item = choice.item;
 		uint64_t backlog = item->ops->backlog_bytes(item);
 		if (backlog == 0) {
 			kvx_sched_remove(item);
 			continue;
 		}
 		struct kvx_outlet *to =
-		    fits_inline(lane, item, backlog) ? lane->inline_outlet : outlet;
+		    fits_inline(lane, item, backlog) ? lane->inline_outlet : choice.outlet;
 		if (to == NULL)
 			return STEP_IDLE; /* woken when a batch comes back */
 		struct sched_batch *b = kvx_pool_get(sched->all->batches);

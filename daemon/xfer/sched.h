@@ -1,5 +1,6 @@
 /* Scheduler of one lane: decides whose bytes go next. Clients (flows) take turns by deficit round
- * robin on bytes; the transfers of one client go in order of submission. It pulls ops only when an
+ * robin on bytes; the transfers of one client go in order of submission, as far as they may use the
+ * same outlets: one whose outlets have no credit holds up nobody else. It pulls ops only when an
  * outlet has credit, so that what is in flight stays bounded and a small transfer never waits
  * behind all of a big one. All schedulers of the daemon share one pool of batches (kvx_scheds) and
  * take turns with it. A lane that is not UP is left alone: its items wait. Loop thread.
@@ -36,12 +37,15 @@ struct kvx_sched_ops {
 /* Embedded in a transfer. */
 struct kvx_sched_item {
 	const struct kvx_sched_ops *ops;
-	uint64_t flow_id;            /* whose turn it takes: the client's id */
-	unsigned n_in_flight;        /* batches out; the scheduler's */
-	bool queued;                 /* the scheduler's */
-	struct kvx_sched *sched;     /* set by enqueue */
-	struct kvx_sched_flow *flow; /* the scheduler's */
-	struct kvx_sched_item *prev, *next;
+	uint64_t flow_id;     /* whose turn it takes: the client's id */
+	unsigned n_in_flight; /* batches out; the scheduler's */
+	uint32_t outlets; /* bit set of indexes in lane->outlets: which ones it may use; 0: all */
+	bool queued;      /* the scheduler's, like the rest */
+	uint64_t number;  /* in the order of kvx_sched_enqueue() */
+	struct kvx_sched *sched; /* set by enqueue */
+	struct kvx_sched_flow *flow;
+	struct kvx_sched_item *prev, *next; /* those of its flow with the same outlets, in order */
+	struct kvx_sched_item *first_prev, *first_next; /* the first ones of each of these */
 };
 
 /* All schedulers of the daemon. quantum_bytes: what a client may send per turn; a turn may
@@ -61,6 +65,8 @@ void kvx_sched_destroy(struct kvx_sched *sched);
 /* Queues the item behind the others of its flow; no-op when it is queued. -ENOMEM (first item of a
  * flow). */
 int kvx_sched_enqueue(struct kvx_sched *sched, struct kvx_sched_item *item) KVX_ON_LOOP;
+/* Which outlets of its lane it may use, also while it is queued: it keeps its place. 0: all. */
+void kvx_sched_set_outlets(struct kvx_sched_item *item, uint32_t outlets) KVX_ON_LOOP;
 /* Takes it out; batches in flight still come back. */
 void kvx_sched_remove(struct kvx_sched_item *item) KVX_ON_LOOP;
 /* "There may be something to do": after the lane came up or got new outlets. Then pumps all. */

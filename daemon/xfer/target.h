@@ -12,6 +12,13 @@
 
 struct kvx_peer;
 
+/* What a transfer wants of the way it takes. */
+struct kvx_route_ask {
+	const struct kvx_region *local; /* its other side */
+	int op;                         /* enum kvx_op_kind */
+	const char *require;            /* "" or NULL, or the only transport allowed */
+};
+
 /* Somebody who wants to know when a target is lost (an import): embedded. */
 struct kvx_target_watch {
 	void (*lost)(struct kvx_target_watch *watch, int status,
@@ -41,9 +48,11 @@ struct kvx_target {
 	struct kvx_rkey *rkey[KVX_MAX_DOMAINS];     /* by outlet->dom_index */
 	void (*release)(struct kvx_target *target); /* last ref gone: set by who made it (registry
 						       of regions, or peer) */
-	/* The target that a transfer with `local` as its other side goes to; kept by this one.
-	 * NULL: this one for all. 0, -ENETUNREACH (no way between the two), -ENOMEM. */
-	int (*route)(struct kvx_target *target, const struct kvx_region *local, int op,
+	/* The target that such a transfer goes to: this one, or another one of the same region that
+	 * this one keeps. NULL: this one for all. 0, -ENETUNREACH (no way between the two),
+	 * -ENOMEM. That the way goes by another transport than the required one is for the caller
+	 * to see. */
+	int (*route)(struct kvx_target *target, const struct kvx_route_ask *ask,
 		     struct kvx_target **out_target, struct kvx_why *why);
 	struct kvx_target_watch *watches;
 	struct kvx_target_watch *next_told; /* inside kvx_target_tell() */

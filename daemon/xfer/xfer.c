@@ -174,6 +174,8 @@ static int check_request(const struct kvx_xfers *all, const struct kvx_xfer_req 
 		return kvx_why(why, -EINVAL, "both a block list and ops: give one of them");
 	if (req->blocks == NULL && req->ops == NULL && !req->streaming)
 		return kvx_why(why, -EINVAL, "neither a block list nor ops: nothing to transfer");
+	if (req->wait != NULL && req->blocks == NULL && req->ops == NULL)
+		return kvx_why(why, -EINVAL, "a wait without a block list or ops that it is for");
 	if (req->payload_bytes > KVX_PAYLOAD_MAX)
 		return kvx_why(why, -EMSGSIZE, "payload of %" PRIu32 " bytes, at most %d",
 			       req->payload_bytes, KVX_PAYLOAD_MAX);
@@ -181,14 +183,18 @@ static int check_request(const struct kvx_xfers *all, const struct kvx_xfer_req 
 	return rc != 0 ? rc : check_route(req, why);
 }
 
-static int plan_add(struct kvx_plan *plan, const struct kvx_block_list *blocks,
-		    const struct kvx_op_list *ops, struct kvx_why *why)
+static KVX_ON_LOOP int list_add(struct kvx_xfer *xfer, const struct kvx_block_list *blocks,
+				const struct kvx_op_list *ops, const struct kvx_wait *wait,
+				struct kvx_why *why)
 {
+	int rc = 0;
 	if (blocks != NULL)
-		return kvx_plan_add_blocks(plan, blocks, why);
-	if (ops != NULL)
-		return kvx_plan_add_ops(plan, ops, why);
-	return 0;
+		rc = kvx_plan_add_blocks(xfer->plan, blocks, why);
+	else if (ops != NULL)
+		rc = kvx_plan_add_ops(xfer->plan, ops, why);
+	if (rc == 0 && wait != NULL)
+		rc = xfer_waits_add(xfer, wait, why);
+	return rc;
 }
 
 static int xfer_set_payload(struct kvx_xfer *xfer, const void *payload, uint32_t bytes)
@@ -207,8 +213,8 @@ static int xfer_set_payload(struct kvx_xfer *xfer, const void *payload, uint32_t
 }
 
 /* Everything of a new transfer that is not yet known to anybody else. */
-static int xfer_make(struct kvx_xfers *all, const struct kvx_xfer_req *req,
-		     struct kvx_xfer **out_xfer, struct kvx_why *why)
+static KVX_ON_LOOP int xfer_make(struct kvx_xfers *all, const struct kvx_xfer_req *req,
+				 struct kvx_xfer **out_xfer, struct kvx_why *why)
 {
 	struct kvx_plan_side local = {req->region->mem.len_bytes, req->region->layout};
 	struct kvx_plan_side remote = {req->target->len_bytes, req->target->layout};
@@ -245,7 +251,7 @@ static int xfer_make(struct kvx_xfers *all, const struct kvx_xfer_req *req,
 		kvx_why(why, rc, "no memory for a plan");
 		goto err_payload;
 	}
-	rc = plan_add(xfer->plan, req->blocks, req->ops, why);
+	rc = list_add(xfer, req->blocks, req->ops, req->wait, why);
 	if (rc != 0)
 		goto err_plan;
 	*out_xfer = xfer;
@@ -270,6 +276,7 @@ static KVX_ON_LOOP int xfer_start(struct kvx_xfers *all, struct kvx_xfer *xfer)
 	rc = xfers_link(all, xfer);
 	if (rc != 0)
 		goto err_timer;
+	xfer_set_outlets(xfer);
 	rc = kvx_sched_enqueue(xfer->lane->sched, &xfer->item);
 	if (rc != 0)
 		goto err_unlink;
@@ -293,9 +300,11 @@ int kvx_xfer_submit(struct kvx_xfers *xfers, const struct kvx_xfer_req *req,
 {
 	struct kvx_xfer *xfer = NULL;
 	struct kvx_xfer_req routed = *req;
+	const struct kvx_route_ask ask = {
+	    .local = req->region, .op = req->op, .require = req->require};
 	int rc = check_sides_live(req, why);
 	if (rc == 0 && req->target->route != NULL)
-		rc = req->target->route(req->target, req->region, req->op, &routed.target, why);
+		rc = req->target->route(req->target, &ask, &routed.target, why);
 	if (rc == 0)
 		rc = check_request(xfers, &routed, why);
 	if (rc == 0)
@@ -312,6 +321,7 @@ int kvx_xfer_submit(struct kvx_xfers *xfers, const struct kvx_xfer_req *req,
 	return 0;
 
 err_destroy:
+	xfer_waits_drop(xfer);
 	kvx_plan_destroy(xfer->plan);
 	free(xfer->payload);
 	free(xfer);
@@ -321,7 +331,7 @@ err_count:
 }
 
 int kvx_xfer_append(struct kvx_xfer *xfer, const struct kvx_block_list *blocks,
-		    const struct kvx_op_list *ops, struct kvx_why *why)
+		    const struct kvx_op_list *ops, const struct kvx_wait *wait, struct kvx_why *why)
 {
 	struct kvx_why own, *said = why != NULL ? why : &own;
 	int rc;
@@ -332,7 +342,7 @@ int kvx_xfer_append(struct kvx_xfer *xfer, const struct kvx_block_list *blocks,
 	else if ((blocks == NULL) == (ops == NULL))
 		rc = kvx_why(said, -EINVAL, "append needs a block list or ops, one of them");
 	else
-		rc = plan_add(xfer->plan, blocks, ops, said);
+		rc = list_add(xfer, blocks, ops, wait, said);
 	if (rc == 0) {
 		xfers_count_lists(xfer);
 		rc = kvx_sched_enqueue(xfer->lane->sched, &xfer->item);
@@ -371,4 +381,9 @@ int kvx_xfer_seal(struct kvx_xfer *xfer, const void *payload, uint32_t payload_b
 void kvx_xfer_cancel(struct kvx_xfer *xfer, int status, const char *text)
 {
 	xfer_fail_status(xfer, status, text);
+}
+
+struct kvx_region *kvx_xfer_region(const struct kvx_xfer *xfer)
+{
+	return xfer->region;
 }

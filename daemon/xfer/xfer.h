@@ -33,6 +33,7 @@
 #include "base/roles.h"
 #include "base/timer.h"
 #include "mem/region.h"
+#include "xfer/gate.h"
 #include "xfer/plan.h"
 #include "xfer/sched.h"
 #include "xfer/target.h"
@@ -74,7 +75,8 @@ struct kvx_arrival {
 struct kvx_xfers_conf {
 	struct kvx_timers *timers;
 	struct kvx_scheds *scheds;
-	uint32_t max_xfers; /* of the daemon */
+	struct kvx_gates *gates; /* what lists may wait behind; NULL: waits are refused */
+	uint32_t max_xfers;      /* of the daemon */
 	uint64_t default_deadline_ns;
 	uint64_t fence_bound_ns; /* after a failure or cancel: how long to wait for what is in
 				    flight before lane_reset */
@@ -84,7 +86,7 @@ struct kvx_xfers_conf {
 	void *arg;               /* for on_terminal and on_arrival */
 	void (*on_terminal)(void *arg, const struct kvx_xfer_end *end);
 	void (*on_arrival)(void *arg, const struct kvx_arrival *arrival); /* same-node targets */
-	void *remote_arg; /* for remote_open, remote_end and lane_reset; each may be NULL */
+	void *remote_arg; /* for the functions below; each may be NULL */
 	/* Other-node targets: before the first byte; after the last (payload: NULL on failure).
 	 * Each exactly once per transfer, in this order, also when it failed before anything was
 	 * sent. */
@@ -92,6 +94,9 @@ struct kvx_xfers_conf {
 			    uint64_t tag, const char *label);
 	void (*remote_end)(void *arg, struct kvx_target *target, uint64_t xfer_uid,
 			   const struct kvx_arrival *end);
+	/* Domains (bit set by index) of the rails that are nearest to a region's device; 0: none is
+	 * nearer than the others. */
+	uint64_t (*near_doms)(void *arg, const struct kvx_region *local);
 	/* The fence bound has passed: tear the lane down, so that everything in flight on it comes
 	 * back. Called again after each further bound: no-op while the reset is under way. Runs
 	 * from a timer. */
@@ -117,24 +122,29 @@ struct kvx_xfer_req {
 	const struct kvx_block_list
 	    *blocks; /* at most one of the two; one is needed unless streaming */
 	const struct kvx_op_list *ops;
+	const struct kvx_wait *wait; /* no byte of the list moves before; NULL: none */
 };
 /* 0: it will end in on_terminal (never before this returns); *out_xfer is valid until then. Else
  * -errno with *why: nothing was started and no callback runs. -EACCES (target's
  * rights), -ENETUNREACH (require), -EOWNERDEAD (region not live), target's lost_status, -EDQUOT,
  * -EHOSTDOWN (lane down; one that is being rebuilt is waited for), -EMSGSIZE (payload), -EINVAL
- * (not exactly one of blocks and ops, ...), plan's errors. */
+ * (not exactly one of blocks and ops, ...), plan's errors, those of kvx_gate_create(). */
 int kvx_xfer_submit(struct kvx_xfers *xfers, const struct kvx_xfer_req *req,
 		    struct kvx_xfer **out_xfer, struct kvx_why *why) KVX_ON_LOOP;
 /* A refused append ends the transfer as failed with that error; so does a second seal. Both are
- * no-ops (0) on one that is ending already: its terminal event says why. */
+ * no-ops (0) on one that is ending already: its terminal event says why. Lists go in the order of
+ * their appends: one whose wait (NULL: none) is over goes behind an earlier one that still waits.
+ */
 int kvx_xfer_append(struct kvx_xfer *xfer, const struct kvx_block_list *blocks,
-		    const struct kvx_op_list *ops, struct kvx_why *why) KVX_ON_LOOP;
+		    const struct kvx_op_list *ops, const struct kvx_wait *wait,
+		    struct kvx_why *why) KVX_ON_LOOP;
 int kvx_xfer_seal(struct kvx_xfer *xfer, const void *payload, uint32_t payload_bytes,
 		  struct kvx_why *why) KVX_ON_LOOP;
+struct kvx_region *kvx_xfer_region(const struct kvx_xfer *xfer); /* its local side */
 /* Ends it early with status (negative): terminal after the fence. No-op once it is ending. */
 void kvx_xfer_cancel(struct kvx_xfer *xfer, int status, const char *text) KVX_ON_LOOP;
-/* Cancels all that match; returns how many are still unfinished (also of earlier cancels). n == 0:
- * fenced. */
+/* Cancels all that match (a region: also those that wait for a flag in it); returns how many are
+ * still unfinished (also of earlier cancels). n == 0: fenced. */
 unsigned kvx_xfers_cancel_client(struct kvx_xfers *xfers, uint64_t client, int status,
 				 const char *text) KVX_ON_LOOP;
 unsigned kvx_xfers_cancel_region(struct kvx_xfers *xfers, const struct kvx_region *region,
@@ -159,6 +169,9 @@ void kvx_xfers_watch(struct kvx_xfers *xfers, struct kvx_xfers_watch *watch) KVX
 void kvx_xfers_unwatch(struct kvx_xfers *xfers, struct kvx_xfers_watch *watch) KVX_ON_LOOP;
 /* target has got rkeys of its lane's current generation: its transfers go on. */
 void kvx_xfers_kick_target(struct kvx_xfers *xfers, const struct kvx_target *target) KVX_ON_LOOP;
+/* Likewise, and perhaps that generation does not reach them all: each asks target->route() again,
+ * and goes to the target that it is given, or fails. They have nothing in flight. */
+void kvx_xfers_reroute_target(struct kvx_xfers *xfers, const struct kvx_target *target) KVX_ON_LOOP;
 /* Pumps all schedulers and delivers the ends of what is over, until there is nothing to do. A call
  * from inside a callback adds nothing: the outer one goes on. */
 void kvx_xfers_pump(struct kvx_xfers *xfers) KVX_ON_LOOP;
@@ -178,7 +191,9 @@ struct kvx_xfer_row {
 	const char *state; /* "open", "running", "ending", "ended", "refused" */
 	uint64_t bytes_planned;
 	uint64_t pieces;
-	unsigned retries; /* by further generations of its lane */
+	unsigned retries;      /* by further generations of its lane */
+	const char *waits_for; /* the first list that waits: "event", "flag"; "": none does */
+	unsigned n_waits;      /* lists that wait */
 };
 /* A submit that was refused is remembered, as far as row tells of it; those that ran keep their own
  * places in the history. row->state is set. */
@@ -192,6 +207,8 @@ struct kvx_xfers_stats {
 	uint64_t bytes_ok, pieces, ops;
 	struct kvx_hist latency_ns; /* submit to end, OK only */
 	struct kvx_hist queue_ns;   /* submit to first op */
+	uint64_t waits;             /* of lists, that are over */
+	struct kvx_hist wait_ns;    /* how long they took */
 };
 const struct kvx_xfers_stats *kvx_xfers_stats(const struct kvx_xfers *xfers) KVX_ON_LOOP;
 

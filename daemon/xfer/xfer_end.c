@@ -47,6 +47,7 @@ void xfer_fail(struct kvx_xfer *xfer, const struct xfer_failure *failure, const 
 	xfer->vendor_code = failure->vendor_code;
 	kvx_why(&xfer->why, 0, "%s", text);
 	kvx_sm_move(&xfer->sm, XFER_ENDING);
+	xfer_waits_drop(xfer);
 	kvx_sched_remove(&xfer->item);
 	/* The timer runs (deadline), so starting it again takes no memory. */
 	if (xfer->item.n_in_flight > 0)
@@ -102,6 +103,22 @@ void xfer_fail_batch(struct kvx_xfer *xfer, const struct kvx_batch *batch)
 	xfer_fail(xfer, &failure, why.text);
 }
 
+/* For people; "": nothing is known to be. */
+static const char *what_is_missing(const struct kvx_xfer *xfer)
+{
+	switch (xfer_waits_for(xfer)) {
+	case KVX_WAIT_EVENT:
+		return ", it waits for an event of the engine's GPU";
+	case KVX_WAIT_FLAG:
+		return ", it waits for the engine's flag";
+	case KVX_WAIT_NONE:
+		break;
+	}
+	if (xfer->sm.state == XFER_OPEN)
+		return ", not sealed";
+	return xfer->lane->state != KVX_LANE_UP ? ", the lane is not up" : "";
+}
+
 void xfer_on_deadline(struct kvx_timer *timer)
 {
 	kvx_assert_on_loop();
@@ -110,10 +127,7 @@ void xfer_on_deadline(struct kvx_timer *timer)
 	kvx_why(&why, 0,
 		"deadline of %" PRIu64 " ms passed with %" PRIu64 " of %" PRIu64 " bytes moved%s",
 		(uint64_t)(xfer->deadline_ns / KVX_MS), xfer->bytes_done,
-		kvx_plan_bytes(xfer->plan),
-		xfer->sm.state == XFER_OPEN        ? ", not sealed"
-		: xfer->lane->state != KVX_LANE_UP ? ", the lane is not up"
-						   : "");
+		kvx_plan_bytes(xfer->plan), what_is_missing(xfer));
 	xfer_fail_status(xfer, -ETIMEDOUT, why.text);
 }
 
@@ -240,7 +254,7 @@ void kvx_xfers_pump(struct kvx_xfers *all)
 		return;
 	all->pumping = true;
 	for (;;) {
-		bool ended = false;
+		bool ended = all->conf.gates != NULL && kvx_gates_drain(all->conf.gates) > 0;
 		kvx_scheds_pump(all->conf.scheds);
 		while (all->done != NULL) {
 			struct kvx_xfer *xfer = all->done;

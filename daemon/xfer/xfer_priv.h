@@ -1,6 +1,7 @@
 /* Transfers, inside: shared by xfer.c (from submit to the last op), xfer_end.c (from the first
- * failure or the last completion to the terminal event), xfer_retry.c (a lane torn down under it)
- * and xfer_table.c (all of them). */
+ * failure or the last completion to the terminal event), xfer_retry.c (a lane torn down under it),
+ * xfer_wait.c (lists that wait for something), xfer_way.c (which way to a peer they go by) and
+ * xfer_table.c (all of them). */
 #ifndef KVX_XFER_PRIV_H
 #define KVX_XFER_PRIV_H
 
@@ -50,7 +51,9 @@ struct kvx_xfer {
 	struct kvx_target *target;
 	struct kvx_lane *lane;
 	struct kvx_plan *plan;
-	uint64_t list_bytes; /* of the plan, as its owner's sum has it */
+	uint64_t list_bytes;     /* of the plan, as its owner's sum has it */
+	struct xfer_wait *waits; /* of its closed lists, in their order; DL */
+	unsigned n_waits;
 	void *payload;
 	uint32_t payload_bytes;
 	char label[KVX_LABEL_BYTES];
@@ -122,6 +125,19 @@ void xfer_retry_back(struct kvx_xfer *xfer); /* a batch is back */
 /* As kvx_plan_next(), of what was kept. */
 unsigned xfer_retry_next(struct kvx_xfer *xfer, uint64_t max_span, uint64_t max_bytes,
 			 struct kvx_span *spans, unsigned max);
+
+/* xfer_wait.c */
+/* The list that the plan got last waits. 0; what kvx_gate_create() says: the list is not closed. */
+int xfer_waits_add(struct kvx_xfer *xfer, const struct kvx_wait *wait,
+		   struct kvx_why *why) KVX_ON_LOOP;
+void xfer_waits_drop(struct kvx_xfer *xfer) KVX_ON_LOOP;
+/* Is it waiting for a flag in the region? */
+bool xfer_waits_in(const struct kvx_xfer *xfer, const struct kvx_region *region);
+enum kvx_wait_kind xfer_waits_for(const struct kvx_xfer *xfer); /* its first list that waits */
+
+/* xfer_way.c */
+/* Its target has keys of the lane's generation, or it is about to be queued. */
+void xfer_set_outlets(struct kvx_xfer *xfer) KVX_ON_LOOP;
 
 /* xfer_table.c */
 int xfers_link(struct kvx_xfers *all, struct kvx_xfer *xfer); /* 0 or -ENOMEM */

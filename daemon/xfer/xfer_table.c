@@ -117,7 +117,8 @@ unsigned kvx_xfers_cancel_region(struct kvx_xfers *all, const struct kvx_region 
 	if (region->n_users == 0)
 		return 0;
 	DL_FOREACH (all->live, xfer) {
-		if (xfer->region != region && xfer->target->region != region)
+		if (xfer->region != region && xfer->target->region != region &&
+		    !xfer_waits_in(xfer, region))
 			continue;
 		xfer_fail_status(xfer, status, text);
 		n++;
@@ -151,17 +152,6 @@ unsigned kvx_xfers_cancel_lane(struct kvx_xfers *all, const struct kvx_lane *lan
 		n++;
 	}
 	return n;
-}
-
-void kvx_xfers_kick_target(struct kvx_xfers *all, const struct kvx_target *target)
-{
-	struct kvx_xfer *xfer;
-	DL_FOREACH (all->live, xfer) {
-		if (xfer->target != target || xfer->is_done || xfer->sm.state == XFER_ENDING)
-			continue;
-		if (kvx_sched_enqueue(xfer->lane->sched, &xfer->item) != 0)
-			xfer_fail_status(xfer, -ENOMEM, "no memory to queue the transfer again");
-	}
 }
 
 void kvx_xfers_watch(struct kvx_xfers *all, struct kvx_xfers_watch *watch)
@@ -221,6 +211,8 @@ void xfer_describe(const struct kvx_xfer *xfer, struct kvx_xfer_row *row)
 	    .bytes_planned = kvx_plan_bytes(xfer->plan),
 	    .pieces = kvx_plan_pieces(xfer->plan),
 	    .retries = xfer->n_retries,
+	    .waits_for = kvx_wait_name(xfer_waits_for(xfer)),
+	    .n_waits = xfer->n_waits,
 	};
 }
 
@@ -255,6 +247,7 @@ void kvx_xfers_refused(struct kvx_xfers *all, const struct kvx_xfer_row *row)
 {
 	struct kvx_xfer_row refused = *row;
 	refused.state = "refused";
+	refused.waits_for = "";
 	ring_put(all, &all->refused, &refused);
 }
 

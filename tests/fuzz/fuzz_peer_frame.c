@@ -3,7 +3,8 @@
  * the connection has got before the input begins: bit 0 hello, bit 1 the lane of the first tenant
  * is up with a leg on each of two rails, bit 2 a region of the other node is being resolved, bit 3
  * it was, and a transfer to it runs, bit 4 our node id is the higher one, bit 5 the other node
- * names no tenants, bit 6 the other node is asked for a region by name. So that inputs can name
+ * names no tenants, bit 6 the other node is asked for a region by name, bit 7 the other node has a
+ * GPU, so that each tenant is to have a second lane. So that inputs can name
  * objects that exist, these words are replaced in bodies: "REGION-A" (8 bytes: our region's id,
  * which is published as "here"), "TOKENTOKENTOKEN!" (16: its token), and 224 bytes that begin with
  * "DESCRIPTOR" (of the region of theirs). After each input nothing of the other node may be left.
@@ -65,7 +66,7 @@ static const struct kvx_mem_ops fuzz_mem_ops = {KVX_MEM_HOST, "fuzz", mem_check,
 						mem_unmap};
 
 /* Two transports, the same underneath. */
-static struct kvx_transport_ops fuzz_best_ops;
+static struct kvx_transport_ops fuzz_best_ops, fuzz_any_ops;
 
 static uint64_t script_now(void *arg)
 {
@@ -132,7 +133,7 @@ static KVX_ON_LOOP struct kvx_node *make_node(void)
 	    .timers = f.timers,
 	    .dom = {.test = &f.script, .mem_kinds = 1u << KVX_MEM_HOST},
 	    .copy_workers = 1,
-	    .peer_ops = {&fuzz_best_ops, &kvx_fake_ops},
+	    .peer_ops = {&fuzz_best_ops, &fuzz_any_ops},
 	    .quantum_bytes = 1u << 20,
 	    .n_batches = 16,
 	    .region_limits = {64, 64, 1ull << 40, 1ull << 40, 0},
@@ -214,6 +215,8 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	f.script.n_rails = RAILS;
 	fuzz_best_ops = kvx_fake_ops;
 	fuzz_best_ops.name = "best";
+	fuzz_any_ops = kvx_fake_ops;
+	fuzz_any_ops.caps |= KVX_CAP_ANY_MEMORY;
 	kvx_assert(uv_loop_init(&f.loop) == 0);
 	kvx_assert(kvx_timers_create(script_now, NULL, &f.timers) == 0);
 	f.node = make_node();
@@ -324,7 +327,7 @@ static KVX_ON_LOOP struct peer_conn *open_conn(void)
 }
 
 /* And one heartbeat, so that there is a lease. */
-static KVX_ON_LOOP void say_hello(struct peer_conn *conn, bool lower, bool names_tenants)
+static KVX_ON_LOOP void say_hello(struct peer_conn *conn, bool lower, uint8_t flags)
 {
 	Kvxp__PeerHello hello = KVXP__PEER_HELLO__INIT;
 	Kvxp__PeerHeartbeat beat = KVXP__PEER_HEARTBEAT__INIT;
@@ -340,7 +343,9 @@ static KVX_ON_LOOP void say_hello(struct peer_conn *conn, bool lower, bool names
 	hello.transports = transports;
 	hello.n_transports = 2;
 	hello.tenants = tenants;
-	hello.n_tenants = names_tenants ? 2 : 0;
+	hello.n_tenants = (flags & 32) != 0 ? 0 : 2;
+	hello.any_memory = (flags & 128) != 0;
+	hello.gpus = hello.any_memory;
 	feed_message(conn, KVXP__PEER_FRAME_TYPE__PEER_HELLO, &hello);
 	turns(2);
 	beat.echo = 1;
@@ -530,7 +535,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	f.n_answers = f.n_ends = f.n_found = 0;
 	conn = open_conn();
 	if (hello)
-		say_hello(conn, lower, (data[0] & 32) == 0);
+		say_hello(conn, lower, data[0]);
 	if (lane)
 		bring_lane_up(conn, lower);
 	if (resolve)

@@ -4,6 +4,7 @@
  * usage: gpu_victim SOCKET DEVICE PLANES BLOCKS BLOCK_BYTES FILL
  *   prints "desc HEX", or "refused ERRNO TEXT"; then a line for each that it reads:
  *   write HEX     imports the descriptor and writes all blocks there; "done STATUS"
+ *   later HEX     the same, waiting for an event that it records; "on"
  *   storm HEX     the same again and again; "on" after the first
  *   free          gives the memory back to the runtime before the region is gone; "done 0"
  *   unregister    "done ERRNO"
@@ -111,7 +112,8 @@ static struct kvxfer_import *import_hex(struct victim *v, const char *hex)
 	return import_;
 }
 
-static int write_all(struct victim *v, struct kvxfer_import *import_)
+static uint64_t submit_all(struct victim *v, struct kvxfer_import *import_,
+			   const struct kvxfer_wait *wait)
 {
 	struct kvxfer_blocks blocks = {.n_planes = v->n_planes,
 				       .n_blocks = v->n_blocks,
@@ -121,11 +123,31 @@ static int write_all(struct victim *v, struct kvxfer_import *import_)
 				    .op = KVXFER_WRITE,
 				    .region = v->region,
 				    .import_ = import_,
-				    .blocks = &blocks};
+				    .blocks = &blocks,
+				    .wait = wait};
 	uint64_t id = 0;
 
 	if (kvxfer_transfer_submit(v->client, &t, &id) != 0)
 		exit(2);
+	return id;
+}
+
+static void write_later(struct victim *v, struct kvxfer_import *import_)
+{
+	void *event = test_gpu_event(true);
+	struct kvxfer_wait wait = {.struct_bytes = sizeof(wait)};
+
+	if (kvxfer_wait_for_event(v->client, event, &wait) != 0 ||
+	    test_gpu_record(event, test_gpu_stream(v->dev)) != 0)
+		exit(4);
+	submit_all(v, import_, &wait);
+	say("on", "");
+}
+
+static int write_all(struct victim *v, struct kvxfer_import *import_)
+{
+	uint64_t id = submit_all(v, import_, NULL);
+
 	while (v->ended != id)
 		if (kvxfer_client_wait(v->client, -1, on_event, v) < 0)
 			exit(3);
@@ -149,6 +171,8 @@ static void obey(struct victim *v, const char *line)
 {
 	if (strncmp(line, "write ", 6) == 0) {
 		say_number("done", write_all(v, import_hex(v, line + 6)));
+	} else if (strncmp(line, "later ", 6) == 0) {
+		write_later(v, import_hex(v, line + 6));
 	} else if (strncmp(line, "storm ", 6) == 0) {
 		struct kvxfer_import *import_ = import_hex(v, line + 6);
 

@@ -24,7 +24,7 @@ say "build"
 if [ ! -e "$build/build.ninja" ]; then
     meson setup "$build" . -Dbuildtype=release || exit 1
 fi
-tests=(transfer random storm refuse faults)
+tests=(transfer random storm refuse faults bounce wait)
 ninja -C "$build" daemon/kvxferd tools/kvxferctl/kvxferctl tests/gpu/gpu_victim tests/gpu/bench_gpu \
     "${tests[@]/#/tests/gpu/gtest_}" || exit 1
 build="$(cd "$build" && pwd)"

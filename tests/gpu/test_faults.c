@@ -149,6 +149,25 @@ static const enum standin_call daemon_calls[] = {
 
 static unsigned n_fired, n_failed, n_lost;
 
+static bool says_lost(const struct outcome *out)
+{
+	return out->status == KVXFER_DEVICE_LOST || out->err == -ENODEV;
+}
+
+/* A call that gives back what the round had used fails when the round is over: the next one is told
+ * of the device's loss. */
+static bool is_lost_now(const struct outcome *out, enum standin_error err)
+{
+	struct outcome next;
+
+	if (says_lost(out))
+		return true;
+	if (!out->moved || err != STANDIN_LAUNCH_FAILURE)
+		return false;
+	next = one_round(0, 1);
+	return says_lost(&next);
+}
+
 /* The nth call of a running daemon fails; false: it was not made so often. */
 static bool fail_running(enum standin_call call, unsigned nth, enum standin_error err)
 {
@@ -169,7 +188,7 @@ static bool fail_running(enum standin_call call, unsigned nth, enum standin_erro
 		: out.registered ? kvxfer_status_name(out.status)
 				 : "not registered",
 		out.text[0] ? ": " : "", out.text);
-	if (out.status == KVXFER_DEVICE_LOST || out.err == -ENODEV) {
+	if (is_lost_now(&out, err)) {
 		n_lost++;
 		restart();
 	} else {

@@ -111,7 +111,7 @@ static void rig_on_draining(void *arg, bool draining)
 	((struct rig *)arg)->n_draining++;
 }
 
-static KVX_ON_LOOP void rig_open_node(struct rig *rig, struct kvx_fake_script *script)
+static KVX_ON_LOOP void rig_open_node(struct rig *rig, const struct rig_conf *rig_conf)
 {
 	struct kvx_node_conf conf = {
 	    .epoch = 77,
@@ -124,7 +124,8 @@ static KVX_ON_LOOP void rig_open_node(struct rig *rig, struct kvx_fake_script *s
 	    .region_limits = {.max_regions = rig->config.regions,
 			      .max_regions_per_client = rig->config.regions_per_client,
 			      .max_bytes = rig->config.bytes,
-			      .max_bytes_per_client = rig->config.bytes_per_client},
+			      .max_bytes_per_client = rig->config.bytes_per_client,
+			      .max_gpu_bytes = UINT64_MAX},
 	    .xfers = {.max_xfers = UINT32_MAX,
 		      .default_deadline_ns = rig->config.deadline_ms * KVX_MS,
 		      .fence_bound_ns = rig->config.fence_bound_ms * KVX_MS,
@@ -135,9 +136,10 @@ static KVX_ON_LOOP void rig_open_node(struct rig *rig, struct kvx_fake_script *s
 	};
 	struct kvx_why why = {""};
 
-	if (script != NULL) {
-		conf.peer_ops[0] = &kvx_fake_ops;
-		conf.dom.test = script;
+	if (rig_conf->script != NULL) {
+		conf.peer_ops[0] = rig_conf->peer_ops != NULL ? rig_conf->peer_ops : &kvx_fake_ops;
+		conf.gpu_ops = rig_conf->gpu_ops;
+		conf.dom.test = rig_conf->script;
 	}
 	memset(conf.node_id, 0x4e, sizeof(conf.node_id));
 	MUST(kvx_node_open(&conf, &rig->node, &why) == 0);
@@ -182,7 +184,7 @@ void rig_open_with(struct rig *rig, const struct rig_conf *rig_conf)
 	rig->clock_ns = KVX_SEC;
 	MUST(uv_loop_init(&rig->loop) == 0);
 	MUST(kvx_timers_create(rig_clock, rig, &rig->timers) == 0);
-	rig_open_node(rig, rig_conf->script);
+	rig_open_node(rig, rig_conf);
 	rig_fill_control(rig, &conf);
 	conf.listen_fds = rig_conf->listen_fds;
 	conf.n_listen_fds = rig_conf->n_listen_fds;

@@ -43,6 +43,8 @@ struct rig_client {
 struct rig_conf {
 	const struct kvx_config *config; /* NULL: the defaults */
 	struct kvx_fake_script *script;  /* rails for peers; NULL: none */
+	/* On the fake one; NULL: kvx_fake_ops, and no GPUs. */
+	const struct kvx_transport_ops *peer_ops, *gpu_ops;
 	const struct kvx_listen_fd *listen_fds;
 	unsigned n_listen_fds;
 };

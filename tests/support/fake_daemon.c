@@ -184,7 +184,7 @@ void fake_answer_plainly(struct fake_daemon *d, uint16_t type)
 		answer_hello(d);
 		break;
 	case KVXP__FRAME_TYPE__FRAME_REGION_REGISTER:
-		check(d->n_fds == 1);
+		check(d->n_fds == 1 || d->fds_lost);
 		fake_reply(d, fake_request_id(d), 0, "", ++d->next_id);
 		break;
 	case KVXP__FRAME_TYPE__FRAME_REGION_EXPORT:
@@ -225,14 +225,15 @@ static bool handle_frame(struct fake_daemon *d, struct kvx_msg *msg)
 	d->body = msg->body;
 	d->len_bytes = msg->len_bytes;
 	d->n_fds = msg->n_fds;
-	memcpy(d->fds, msg->fds, sizeof(d->fds));
+	d->fds_lost = msg->fds_lost;
+	memcpy(d->fds, msg->fds, msg->n_fds * sizeof(d->fds[0]));
 	check(msg->type < sizeof(d->n_frames) / sizeof(d->n_frames[0]));
 	atomic_fetch_add(&d->n_frames[msg->type], 1);
 	if (d->hook != NULL)
 		answer = d->hook(d, msg->type);
 	if (answer == FAKE_DEFAULT)
 		fake_answer_plainly(d, msg->type);
-	memcpy(msg->fds, d->fds, sizeof(d->fds));
+	memcpy(msg->fds, d->fds, msg->n_fds * sizeof(d->fds[0]));
 	return answer != FAKE_HANG_UP && msg->type != KVXP__FRAME_TYPE__FRAME_GOODBYE;
 }
 

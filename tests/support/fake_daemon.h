@@ -40,6 +40,7 @@ struct fake_daemon {
 	uint32_t len_bytes;
 	int fds[KVX_WIRE_MAX_FDS]; /* taken over: -1 it to keep it */
 	unsigned n_fds;
+	bool fds_lost; /* this process had no room for them */
 	/* seen so far; any thread */
 	_Atomic unsigned n_frames[128];
 	_Atomic unsigned n_connections;

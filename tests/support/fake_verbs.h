@@ -63,13 +63,16 @@ struct fake_verbs_dev {
 	struct ibv_device dev; /* first */
 	struct ibv_device_attr attr;
 	struct fake_verbs_port ports[FAKE_VERBS_MAX_PORTS]; /* port 1 is [0] */
-	unsigned cq_extra;  /* entries that a CQ gets beyond what was asked for */
-	bool keeps_dead;    /* completions of a destroyed QP stay in the CQ, as on rxe */
-	bool has_dmabuf;    /* ibv_reg_dmabuf_mr works; else EOPNOTSUPP */
-	bool access_events; /* a responder that refuses raises QP_ACCESS_ERR, as HCAs do */
-	bool dies_silently; /* DEVICE_FATAL flushes nothing: no completion comes any more */
-	unsigned n_open;    /* contexts open */
-	bool fatal;         /* DEVICE_FATAL was raised: nothing works any more */
+	unsigned cq_extra;   /* entries that a CQ gets beyond what was asked for */
+	bool keeps_dead;     /* completions of a destroyed QP stay in the CQ, as on rxe */
+	bool has_dmabuf;     /* ibv_reg_dmabuf_mr works; else EOPNOTSUPP */
+	bool has_peermem;    /* memory of GPUs can be registered by address; else EFAULT */
+	uint64_t dmabuf_off; /* a dma-buf shows memory that is so many bytes further on
+				 (wraps around: before) */
+	bool access_events;  /* a responder that refuses raises QP_ACCESS_ERR, as HCAs do */
+	bool dies_silently;  /* DEVICE_FATAL flushes nothing: no completion comes any more */
+	unsigned n_open;     /* contexts open */
+	bool fatal;          /* DEVICE_FATAL was raised: nothing works any more */
 };
 
 /* Starts anew with one device "fake0": one active RoCE port, whose GIDs are a RoCE v1 and v2 pair
@@ -144,6 +147,22 @@ uint64_t fake_verbs_late_dropped(void); /* bytes that a fence kept from landing 
 void fake_verbs_copy(bool on);
 /* Writes complete before they are visible, until a read passes through the same responder. */
 void fake_verbs_lazy_writes(bool on);
+
+/* --- memory of GPUs --- */
+
+/* Who knows what is memory of a GPU in this process: GPUs are numbered from 1, 0 is none. The
+ * functions must not call the stand-in. */
+struct fake_verbs_gpus {
+	unsigned (*of_fd)(int fd);
+	/* out_bytes: where a device finds the bytes behind an address. */
+	unsigned (*of_addr)(const void *addr, uint8_t **out_bytes);
+};
+void fake_verbs_set_gpus(const struct fake_verbs_gpus *gpus); /* NULL, to begin with: no GPUs */
+/* What lands in memory of a GPU, by a write or as the answer to a read, is complete before it is
+ * visible, until the same device reads any memory of the same GPU. Off: lands what waits. */
+void fake_verbs_gpu_delay(bool on);
+uint64_t fake_verbs_gpu_waiting(void); /* bytes that are not visible yet */
+unsigned fake_verbs_gpu_mrs(void);     /* registrations of memory of GPUs */
 
 /* --- events --- */
 

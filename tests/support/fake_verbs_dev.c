@@ -88,7 +88,7 @@ struct fake_verbs_dev *fake_verbs_add(const char *name)
 	if (i >= FAKE_VERBS_MAX_DEVS)
 		abort();
 	dev = &fv.devs[i];
-	*dev = (struct fake_verbs_dev){.has_dmabuf = true};
+	*dev = (struct fake_verbs_dev){.has_dmabuf = true, .has_peermem = true};
 	dev->dev.node_type = IBV_NODE_CA;
 	dev->dev.transport_type = IBV_TRANSPORT_IB;
 	snprintf(dev->dev.name, sizeof(dev->dev.name), "%s", name);

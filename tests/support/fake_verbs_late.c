@@ -41,6 +41,8 @@ void fv_carry(const struct fv_late *packet, const uint8_t *from, enum fv_when wh
 
 	if (fv.copies_not)
 		return;
+	if (fv.gpu_delay && packet->mr->gpu != 0 && when == FV_NOW)
+		when = FV_LAZY;
 	if (when == FV_NOW) {
 		bytes_land(packet->to, from, packet->len);
 		return;
@@ -96,6 +98,17 @@ static bool is_lazy_of(const struct fv_late *late, const struct fv_qp *qp, const
 	return late->lazy && ((qp == NULL && mr == NULL) || late->qp == qp || late->mr == mr);
 }
 
+/* A GPU's memory is behind a bus of its own: only a read of that by the same device counts. */
+static bool is_before_read(const struct fv_late *late, const struct fv_qp *qp,
+			   const struct fv_mr *mr)
+{
+	if (!late->lazy)
+		return false;
+	if (late->mr->gpu == 0)
+		return qp != NULL && late->qp == qp && (mr == NULL || mr->gpu == 0);
+	return mr != NULL && late->mr->gpu == mr->gpu && late->mr->mr.context == mr->mr.context;
+}
+
 static bool is_of(const struct fv_late *late, const struct fv_qp *qp, const struct fv_mr *mr)
 {
 	return late->qp == qp || late->mr == mr;
@@ -115,6 +128,12 @@ void fv_land_lazy(const struct fv_qp *qp, const struct fv_mr *mr)
 {
 	if (fv.n_late > 0)
 		late_sweep(is_lazy_of, qp, mr, true);
+}
+
+void fv_land_before_read(const struct fv_qp *responder, const struct fv_mr *mr)
+{
+	if (fv.n_late > 0)
+		late_sweep(is_before_read, responder, mr, true);
 }
 
 void fv_wire_forget_qp(struct fv_qp *qp)
@@ -163,6 +182,27 @@ void fake_verbs_lazy_writes(bool on)
 	if (!on)
 		fv_land_lazy(NULL, NULL);
 	fv_unlock();
+}
+
+void fake_verbs_gpu_delay(bool on)
+{
+	fv_lock();
+	fv.gpu_delay = on;
+	if (!on)
+		fv_land_lazy(NULL, NULL);
+	fv_unlock();
+}
+
+uint64_t fake_verbs_gpu_waiting(void)
+{
+	uint64_t bytes = 0;
+
+	fv_lock();
+	for (unsigned i = 0; i < fv.n_late; i++)
+		if (fv.late[i].lazy && fv.late[i].mr->gpu != 0)
+			bytes += fv.late[i].len;
+	fv_unlock();
+	return bytes;
 }
 
 uint64_t fake_verbs_land_late(void)

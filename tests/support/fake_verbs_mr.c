@@ -130,11 +130,23 @@ struct ibv_mr *ibv_reg_mr_iova2(struct ibv_pd *pd, void *addr, size_t length, ui
 				unsigned int access)
 {
 	int err = fv_enter(FV_REG_MR);
+	uint8_t *bytes = addr;
+	unsigned gpu = fv.gpus != NULL ? fv.gpus->of_addr(addr, &bytes) : 0;
+	struct ibv_mr *mr;
 
 	/* As the kernel has it. */
 	if (err == 0 && (((uintptr_t)addr ^ iova) & (PAGE - 1)) != 0)
 		err = EINVAL;
-	return err != 0 ? fv_leave_null(err) : mr_make(pd, addr, length, iova, access);
+	if (err == 0 && gpu != 0 && !fv_dev_of(pd->context)->has_peermem)
+		err = EFAULT;
+	if (err != 0)
+		return fv_leave_null(err);
+	mr = mr_make(pd, addr, length, iova, access);
+	if (mr == NULL)
+		return NULL;
+	((struct fv_mr *)mr)->bytes = bytes; /* nobody has its keys yet */
+	((struct fv_mr *)mr)->gpu = gpu;
+	return mr;
 }
 
 #undef ibv_reg_mr
@@ -153,9 +165,11 @@ struct ibv_mr *ibv_reg_mr_iova(struct ibv_pd *pd, void *addr, size_t length, uin
 struct ibv_mr *ibv_reg_dmabuf_mr(struct ibv_pd *pd, uint64_t offset, size_t length, uint64_t iova,
 				 int fd, int access)
 {
-	uint64_t begin = offset & ~(uint64_t)(PAGE - 1);
-	size_t map_len = length + (size_t)(offset - begin);
 	int err = fv_enter(FV_REG_DMABUF_MR);
+	uint64_t off = fv_dev_of(pd->context)->dmabuf_off;
+	uint64_t begin = (offset + off) & ~(uint64_t)(PAGE - 1);
+	size_t map_len = length + (size_t)(offset + off - begin);
+	unsigned gpu = fv.gpus != NULL ? fv.gpus->of_fd(fd) : 0;
 	struct ibv_mr *mr;
 	void *map;
 
@@ -168,7 +182,7 @@ struct ibv_mr *ibv_reg_dmabuf_mr(struct ibv_pd *pd, uint64_t offset, size_t leng
 	map = mmap(NULL, map_len, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)begin);
 	if (map == MAP_FAILED)
 		return fv_leave_null(EBADF);
-	mr = mr_make(pd, (uint8_t *)map + (offset - begin), length, iova, (unsigned)access);
+	mr = mr_make(pd, (uint8_t *)map + (offset + off - begin), length, iova, (unsigned)access);
 	if (mr == NULL) {
 		err = errno;
 		munmap(map, map_len);
@@ -178,6 +192,7 @@ struct ibv_mr *ibv_reg_dmabuf_mr(struct ibv_pd *pd, uint64_t offset, size_t leng
 	fv_lock();
 	((struct fv_mr *)mr)->map = map;
 	((struct fv_mr *)mr)->map_len = map_len;
+	((struct fv_mr *)mr)->gpu = gpu;
 	mr->addr = NULL;
 	fv_unlock();
 	return mr;
@@ -200,6 +215,24 @@ int ibv_dereg_mr(struct ibv_mr *ibmr)
 		munmap(mr->map, mr->map_len);
 	fv_object_end(&mr->obj);
 	return fv_leave(0);
+}
+
+unsigned fake_verbs_gpu_mrs(void)
+{
+	unsigned n = 0;
+
+	fv_lock();
+	for (uint32_t i = 0; i < FV_MAX_KEYS; i++)
+		n += fv.keys[i] != NULL && fv.keys[i]->gpu != 0;
+	fv_unlock();
+	return n;
+}
+
+void fake_verbs_set_gpus(const struct fake_verbs_gpus *gpus)
+{
+	fv_lock();
+	fv.gpus = gpus;
+	fv_unlock();
 }
 
 unsigned fake_verbs_access(const struct ibv_mr *mr)

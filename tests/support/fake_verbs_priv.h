@@ -37,7 +37,8 @@ struct fv_mr {
 	uint64_t iova;
 	uint8_t *bytes;
 	int access;
-	void *map; /* dma-buf: our mapping of it */
+	unsigned gpu; /* whose memory it is; 0: the host's */
+	void *map;    /* dma-buf: our mapping of it */
 	size_t map_len;
 };
 struct fv_channel {
@@ -101,7 +102,7 @@ struct fv_late {
 	uint8_t *to;
 	uint8_t *bytes;
 	uint64_t len;
-	bool lazy; /* a write that is complete and not yet visible */
+	bool lazy; /* complete and not yet visible */
 	uint64_t born_ns;
 };
 
@@ -136,7 +137,8 @@ struct fv_state {
 	uint32_t packet_bytes;
 	uint64_t retry_ns;
 	uint64_t lifetime_ns;
-	bool hold_completions, late_on, lazy_on, copies_not;
+	bool hold_completions, late_on, lazy_on, copies_not, gpu_delay;
+	const struct fake_verbs_gpus *gpus;
 	bool cut[FAKE_VERBS_MAX_DEVS][FAKE_VERBS_MAX_PORTS];
 	struct fv_late late[FV_MAX_LATE];
 	unsigned n_late;
@@ -205,5 +207,7 @@ void fv_late_free(struct fv_late *late);
 uint64_t fv_now_ns(void);
 /* Lands the lazy writes that wait at a QP or for an MR (both NULL: all). */
 void fv_land_lazy(const struct fv_qp *qp, const struct fv_mr *mr);
+/* A device reads this memory; by an RDMA read that a QP answers, or (NULL) to send it. */
+void fv_land_before_read(const struct fv_qp *responder, const struct fv_mr *mr);
 
 #endif

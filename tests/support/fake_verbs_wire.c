@@ -282,6 +282,16 @@ static bool wqe_waits(struct fv_wqe *w)
 	return now - w->tried_ns < fv.retry_ns;
 }
 
+/* Reading a memory lets what was written to it come through. */
+static void device_reads(const struct fv_qp *qp, const struct fv_wqe *w, const struct verdict *v)
+{
+	if (w->opcode == IBV_WR_RDMA_READ)
+		fv_land_before_read(v->other, v->remote);
+	else if (!(w->flags & IBV_SEND_INLINE))
+		for (unsigned i = 0; i < w->n_sge; i++)
+			fv_land_before_read(NULL, local_mr(qp, &w->sge[i], false));
+}
+
 bool fv_qp_step(struct fv_qp *qp)
 {
 	struct fv_wqe *w = &qp->sq[qp->moving % qp->cap.max_send_wr];
@@ -301,8 +311,7 @@ bool fv_qp_step(struct fv_qp *qp)
 		wqe_fail(qp, &v);
 		return true;
 	}
-	if (w->opcode == IBV_WR_RDMA_READ)
-		fv_land_lazy(v.other, NULL);
+	device_reads(qp, w, &v);
 	len = w->len - w->moved;
 	if (fv.packet_bytes > 0 && len > fv.packet_bytes)
 		len = fv.packet_bytes;

@@ -117,6 +117,7 @@ static inline int test_cmd_run(struct test_worker *t, struct test_cmd *tc, enum 
 	return tc->cmd.status;
 }
 
+/* The key is the caller's. */
 static inline int test_worker_reg(struct test_worker *t, const struct kvx_mem *mem,
 				  struct test_cmd *tc)
 {
@@ -143,12 +144,14 @@ static inline int test_worker_setup(struct test_worker *t, size_t region_bytes)
 	if (err < 0)
 		return err;
 	t->local = tc.cmd.mr;
+	free(tc.cmd.mkey);
 	err = test_worker_reg(t, &t->remote_mem, &tc);
 	if (err < 0)
 		return err;
 	t->remote = tc.cmd.mr;
 	tc.cmd.ep = t->ep;
 	err = test_cmd_run(t, &tc, KVX_CMD_RKEY_UNPACK);
+	free(tc.cmd.mkey);
 	if (err < 0)
 		return err;
 	t->rkey = tc.cmd.rkey;

@@ -3,6 +3,7 @@
 #include "gpu_fake.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,6 +12,7 @@
 #include <unistd.h>
 
 #include "base/assert.h"
+#include "gpu/gpu_priv.h"
 
 struct fake_gpu fake;
 enum fake_slow fake_slow;
@@ -64,6 +66,7 @@ static int enter(enum fake_call call)
 	if (fake.fail_at[call] == 0 || n < fake.fail_at[call] ||
 	    n >= fake.fail_at[call] + fake.fail_times[call])
 		return 0;
+	gpu_err(fake.fail_code[call]);
 	return fake.fail_err[call];
 }
 
@@ -187,6 +190,7 @@ static int fake_mem_alloc(struct kvx_gpu *gpu, uint64_t bytes, uint64_t *out_add
 	if (err < 0)
 		return err;
 	*out_addr = (uintptr_t)fake_client_alloc(0, bytes, ipc);
+	fake.last_alloc = *out_addr;
 	fake.n_allocs++;
 	return 0;
 }
@@ -266,6 +270,31 @@ static void stream_run(struct stream *stream)
 			stream->last = &stream->first;
 		copy_run(copy);
 	}
+}
+
+/* Up to the first event; false: there is none. With the lock. */
+static bool stream_step(struct stream *stream)
+{
+	while (stream->first != NULL) {
+		struct copy *copy = stream->first;
+		bool was_event = copy->event != NULL;
+
+		stream->first = copy->next;
+		if (stream->first == NULL)
+			stream->last = &stream->first;
+		copy_run(copy);
+		if (was_event)
+			return true;
+	}
+	return false;
+}
+
+static void streams_step(void)
+{
+	for (unsigned i = 0; i < 64; i++)
+		while (fake.let_through > 0 && all_streams[i] != NULL &&
+		       stream_step(all_streams[i]))
+			fake.let_through--;
 }
 
 static void stream_put(void *to, const struct copy *what)
@@ -349,6 +378,8 @@ static int fake_event_create(struct kvx_gpu *gpu, void **out_event)
 
 static int fake_event_destroy(struct kvx_gpu *gpu, void *event)
 {
+	while (fake.hang_destroy && sem_wait(&fake.let_go) != 0)
+		;
 	pthread_mutex_lock(&lock);
 	for (unsigned i = 0; i < 256; i++)
 		if (all_events[i] == event)
@@ -378,6 +409,7 @@ static int fake_event_query(struct kvx_gpu *gpu, void *event)
 	if (err < 0)
 		return err;
 	pthread_mutex_lock(&lock);
+	streams_step();
 	bool reached = e->reached >= e->recorded;
 	for (unsigned i = 0; !reached && !fake.hold && i < 64; i++)
 		if (all_streams[i] != NULL)
@@ -571,10 +603,19 @@ static int fake_none_export(struct kvx_gpu *gpu, uint64_t base, uint8_t ipc[KVX_
 	return -EOPNOTSUPP;
 }
 
-static int fake_none_dmabuf(struct kvx_gpu *gpu, uint64_t addr, uint64_t bytes, int *out_fd,
-			    uint64_t *out_offset)
+static int fake_dmabuf_export(struct kvx_gpu *gpu, uint64_t addr, uint64_t bytes, int *out_fd,
+			      uint64_t *out_offset)
 {
-	return -EOPNOTSUPP;
+	int err = enter(FAKE_DMABUF);
+
+	for (unsigned i = 0; err == 0 && i < MAX_RANGES; i++) {
+		if (addr < ranges[i].addr || addr + bytes > ranges[i].addr + ranges[i].bytes)
+			continue;
+		*out_fd = fcntl(ranges[i].fd, F_DUPFD_CLOEXEC, 3);
+		*out_offset = addr - ranges[i].addr;
+		return *out_fd >= 0 ? 0 : -errno;
+	}
+	return err < 0 ? err : -EINVAL;
 }
 
 static const struct kvx_gpu_ops fake_ops = {
@@ -599,7 +640,7 @@ static const struct kvx_gpu_ops fake_ops = {
     .ipc_export = fake_none_export,
     .ipc_open = fake_ipc_open,
     .ipc_close = fake_ipc_close,
-    .dmabuf_export = fake_none_dmabuf,
+    .dmabuf_export = fake_dmabuf_export,
     .stream_create = fake_stream_create,
     .stream_destroy = fake_stream_destroy,
     .stream_sync = fake_stream_sync,

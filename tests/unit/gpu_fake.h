@@ -21,6 +21,7 @@ enum fake_call {
 	FAKE_HOST_PIN,
 	FAKE_HOST_UNPIN,
 	FAKE_RANGE,
+	FAKE_DMABUF,
 	FAKE_IPC_OPEN,
 	FAKE_IPC_CLOSE,
 	FAKE_STREAM_CREATE,
@@ -46,10 +47,13 @@ struct fake_gpu {
 	/* The call fails from its n-th time on, so many times. */
 	_Atomic unsigned fail_at[FAKE_CALLS], fail_times[FAKE_CALLS];
 	_Atomic int fail_err[FAKE_CALLS];
-	_Atomic bool hold;     /* copies stay in their streams */
-	_Atomic bool no_peers; /* no device reaches the other */
-	/* ipc_open() and reset() wait here while they are to hang. */
-	_Atomic bool hang_ipc, hang_reset;
+	_Atomic int fail_code[FAKE_CALLS]; /* the runtime's own; 0: none */
+	_Atomic uint64_t last_alloc;       /* what mem_alloc() gave */
+	_Atomic bool hold;                 /* copies stay in their streams */
+	_Atomic unsigned let_through;      /* but so many events, with what is before them */
+	_Atomic bool no_peers;             /* no device reaches the other */
+	/* ipc_open(), reset() and event_destroy() wait here while they are to hang. */
+	_Atomic bool hang_ipc, hang_reset, hang_destroy;
 	sem_t let_go;
 };
 extern struct fake_gpu fake;

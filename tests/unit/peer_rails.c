@@ -8,7 +8,7 @@
 
 #include "transport/fake/fake_priv.h"
 
-struct kvx_transport_ops test_best_ops, test_fake_ops;
+struct kvx_transport_ops test_best_ops, test_fake_ops, test_any_ops, test_gpu_ops;
 
 static struct test_rail rails[RAIL_MAX];
 static unsigned n_rails, node_now;
@@ -49,6 +49,19 @@ static int fake_open(const struct kvx_dom_conf *conf, struct kvx_dom **out_dom,
 	return rail_open(&test_fake_ops, conf, out_dom, out_limits, why);
 }
 
+static int any_open(const struct kvx_dom_conf *conf, struct kvx_dom **out_dom,
+		    struct kvx_transport_limits *out_limits, struct kvx_why *why)
+{
+	return rail_open(&test_any_ops, conf, out_dom, out_limits, why);
+}
+
+static int rail_mem_reg(struct kvx_dom *dom, uint32_t tenant, const struct kvx_mem *mem,
+			uint32_t rights, struct kvx_mr **out_mr)
+{
+	return rail_of(dom)->refuses ? -EOPNOTSUPP
+				     : kvx_fake_ops.mem_reg(dom, tenant, mem, rights, out_mr);
+}
+
 static int rail_listen(struct kvx_dom *dom, uint32_t tenant, struct kvx_ep **out_ep, void *addr,
 		       size_t *addr_len)
 {
@@ -79,9 +92,15 @@ void test_rails_init(void)
 	test_best_ops.open = best_open;
 	test_best_ops.listen = rail_listen;
 	test_best_ops.connect = rail_connect;
+	test_best_ops.mem_reg = rail_mem_reg;
 	test_fake_ops = test_best_ops;
 	test_fake_ops.name = "fake";
 	test_fake_ops.open = fake_open;
+	test_any_ops = test_best_ops;
+	test_any_ops.name = "any";
+	test_any_ops.caps |= KVX_CAP_ANY_MEMORY;
+	test_any_ops.open = any_open;
+	test_one_gpu_ops(&test_gpu_ops);
 }
 
 void test_rails_begin(unsigned node)

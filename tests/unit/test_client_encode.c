@@ -42,6 +42,7 @@ struct input {
 	struct kvxfer_ops ops;
 	struct kvxfer_region region;
 	struct kvxfer_import import_;
+	struct kvxfer_wait wait;
 	uint32_t ids[2][MAX_OPS];
 	uint64_t offsets[3][MAX_OPS];
 	uint8_t payload[KVXFER_PAYLOAD_MAX];
@@ -75,12 +76,28 @@ static void input_fill_lists(struct input *in)
 	in->list.same_len = rng() % 2 == 0 ? 1 + rng() % 10000 : 0;
 }
 
+static void input_fill_wait(struct input *in)
+{
+	in->wait = (struct kvxfer_wait){
+	    .kind = rng() % 2 == 0 ? KVXFER_WAIT_EVENT : KVXFER_WAIT_FLAG,
+	    .region = rng() % 2 == 0 ? &in->region : NULL,
+	};
+	if (in->wait.kind == KVXFER_WAIT_EVENT) {
+		memset(in->wait.event, (int)rng(), sizeof(in->wait.event));
+	} else {
+		in->wait.offset = rng_value();
+		in->wait.value = rng_value();
+	}
+	in->list.wait = rng() % 2 == 0 ? &in->wait : NULL;
+}
+
 static void input_fill(struct input *in)
 {
 	unsigned kind = (unsigned)(rng() % 3);
 
 	memset(&in->list, 0, sizeof(in->list));
 	input_fill_lists(in);
+	input_fill_wait(in);
 	in->list.xfer = 1 + rng_value() / 2;
 	in->list.blocks = kind == 0 ? &in->blocks : NULL;
 	in->list.ops = kind == 1 ? &in->ops : NULL;
@@ -150,6 +167,22 @@ static void assert_same_lists(const struct kvx_cl_append *in, const Kvxp__BlockL
 		cr_assert_null(ops);
 }
 
+static void assert_same_wait(const struct kvx_cl_append *in, const Kvxp__Wait *out)
+{
+	const struct kvxfer_wait *wait = in->wait;
+
+	cr_assert_eq(out != NULL, wait != NULL);
+	if (wait == NULL)
+		return;
+	cr_assert_eq((int)out->kind, wait->kind);
+	cr_assert_eq(out->region, wait->region != NULL ? wait->region->id : 0);
+	cr_assert_eq(out->offset, wait->offset);
+	cr_assert_eq(out->value, wait->value);
+	cr_assert_eq(out->event.len, wait->kind == KVXFER_WAIT_EVENT ? sizeof(wait->event) : 0);
+	if (out->event.len > 0)
+		cr_assert_arr_eq(out->event.data, wait->event, out->event.len);
+}
+
 /* A buffer of exactly the announced length: a byte too many is seen by AddressSanitizer. */
 static uint8_t *encode_submit(const struct input *in, size_t *out_bytes)
 {
@@ -189,6 +222,7 @@ Test(client_encode, submit_decodes_to_what_was_given)
 			cr_assert_arr_eq(out->payload.data, in->payload, out->payload.len);
 		cr_assert_eq(out->streaming, in->transfer.streaming);
 		assert_same_lists(&in->list, out->blocks, out->ops);
+		assert_same_wait(&in->list, out->wait);
 		kvxp__xfer_submit__free_unpacked(out, NULL);
 		free(body);
 	}
@@ -244,6 +278,7 @@ Test(client_encode, append_decodes_to_what_was_given)
 		cr_assert_not_null(out);
 		cr_assert_eq(out->xfer, in->list.xfer);
 		assert_same_lists(&in->list, out->blocks, out->ops);
+		assert_same_wait(&in->list, out->wait);
 		kvxp__xfer_append__free_unpacked(out, NULL);
 		free(body);
 	}

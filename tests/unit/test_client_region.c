@@ -7,8 +7,11 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
+#include "proto/kvx_wire.h"
 #include "test_end.h"
 
 static struct kvxfer_client *open_or_fail(const struct fake_daemon *d, int timeout_ms)
@@ -488,6 +491,90 @@ Test(client_region, hugepages_come_or_are_missed_in_words)
 		cr_assert_eq(err, -ENOMEM, "%d: %s", err, kvxfer_client_error(client));
 		cr_assert_not_null(strstr(kvxfer_client_error(client), "huge pages"));
 	}
+	kvxfer_client_close(client);
+	fake_daemon_stop(&d);
+	KVX_TEST_END();
+}
+
+/* However few it has: no region, with the reason, or a region; never a broken connection. */
+Test(client_region, a_process_without_file_descriptors_is_told_so)
+{
+	unsigned n_refused = 0, n_ok = 0;
+	struct kvxfer_client *client;
+	struct fake_daemon d;
+	struct rlimit limit;
+	char *json;
+
+	fake_daemon_init(&d);
+	fake_daemon_start(&d);
+	client = open_or_fail(&d, 2000);
+	cr_assert_eq(getrlimit(RLIMIT_NOFILE, &limit), 0);
+	for (unsigned room = 0; room < 8; room++) {
+		struct kvxfer_region *region = NULL;
+		int lowest = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 0);
+		struct rlimit low = {.rlim_cur = (rlim_t)lowest + room, .rlim_max = limit.rlim_max};
+
+		close(lowest);
+		cr_assert_eq(setrlimit(RLIMIT_NOFILE, &low), 0);
+		int err = kvxfer_region_alloc(client, 4096, NULL, &region);
+		cr_assert_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
+		if (err == 0) {
+			n_ok++;
+			cr_assert_eq(kvxfer_region_unregister(region), 0);
+		} else {
+			n_refused++;
+			cr_assert_eq(err, -EMFILE, "%d: %s", err, kvxfer_client_error(client));
+		}
+		cr_assert_eq(kvxfer_client_query(client, "status", NULL, &json), 0);
+		free(json);
+	}
+	cr_assert(n_refused >= 2 && n_ok >= 1, "%u refused, %u not", n_refused, n_ok);
+	kvxfer_client_close(client);
+	fake_daemon_stop(&d);
+	KVX_TEST_END();
+}
+
+/* Of one user, so many may be under way between processes: those of others of its processes, too.
+ */
+Test(client_region, a_user_with_too_many_file_descriptors_under_way_is_told_so)
+{
+	struct rlimit low = {.rlim_cur = 300, .rlim_max = 300};
+	struct kvxfer_region *region = NULL;
+	struct kvxfer_client *client;
+	struct kvx_writer *writer;
+	struct fake_daemon d;
+	int others[2], fds[200], err = 0;
+	char *json;
+
+	fake_daemon_init(&d);
+	fake_daemon_start(&d);
+	client = open_or_fail(&d, 2000);
+	cr_assert_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, others), 0);
+	cr_assert_eq(kvx_writer_create(&writer), 0);
+	for (unsigned i = 0; i < 200; i++)
+		fds[i] = others[0];
+	/* Root has no such limit, and with another user's count no other program interferes. */
+	if (setresuid(65431, 65431, 65431) != 0)
+		cr_skip_test("only root can become a user of its own");
+	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &low), 0);
+	for (unsigned i = 0; err == 0 && i < 20; i++) {
+		cr_assert_eq(kvx_writer_put(writer, 1, "x", 1, fds, 200), 0);
+		err = kvx_writer_flush(writer, others[0]);
+	}
+	cr_assert_eq(err, -ETOOMANYREFS);
+	cr_assert_eq(kvxfer_region_alloc(client, 4096, NULL, &region), -EMFILE);
+	cr_assert_not_null(strstr(kvxfer_client_error(client), "on their way"), "%s",
+			   kvxfer_client_error(client));
+	cr_assert_eq(kvxfer_client_query(client, "status", NULL, &json), 0);
+	free(json);
+	kvx_writer_destroy(writer);
+	close(others[0]);
+	close(others[1]); /* they have all arrived */
+	for (unsigned i = 0; region == NULL && i < 200; i++) {
+		usleep(10000);
+		err = kvxfer_region_alloc(client, 4096, NULL, &region);
+	}
+	cr_assert_eq(err, 0, "%s", kvxfer_client_error(client));
 	kvxfer_client_close(client);
 	fake_daemon_stop(&d);
 	KVX_TEST_END();

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "fault_alloc.h"
+#include "libclient/client_priv.h"
 #include "test_end.h"
 
 Test(client_transfer, bad_arguments_are_refused)
@@ -540,6 +541,94 @@ Test(client_transfer, wait_keeps_its_time)
 	cr_assert_geq(ms, 79);
 	cr_assert_eq(kvxfer_client_wait(pair.client, 0, seen_event, &seen), 0);
 	cr_assert_eq(kvxfer_client_wait(pair.client, 0, NULL, NULL), -EINVAL);
+	kvxfer_client_close(pair.client);
+	fake_daemon_stop(&d);
+	KVX_TEST_END();
+}
+
+/* ---- waits */
+
+Test(client_transfer, waits_that_cannot_be_are_refused)
+{
+	const uint32_t ids[1] = {0};
+	struct kvxfer_blocks blocks = {0, 0, 1, 1, ids, ids, NULL};
+	struct kvxfer_transfer t = {.struct_bytes = sizeof(t), .op = KVXFER_WRITE, .streaming = 1};
+	struct kvxfer_wait flag, wait;
+	struct fake_daemon d;
+	struct pair pair;
+	uint64_t id;
+
+	fake_daemon_init(&d);
+	d.hello.max_waits = 16;
+	fake_daemon_start(&d);
+	pair = open_pair(&d, 2000);
+	t.region = pair.region;
+	t.import_ = pair.import_;
+	cr_assert_eq(kvxfer_transfer_submit(pair.client, &t, &id), 0);
+	flag = (struct kvxfer_wait){.struct_bytes = sizeof(flag),
+				    .kind = KVXFER_WAIT_FLAG,
+				    .region = pair.region,
+				    .offset = 8,
+				    .value = 1};
+#define wait_is(err, says, change)                                                                 \
+	do {                                                                                       \
+		wait = flag;                                                                       \
+		change;                                                                            \
+		cr_assert_eq(kvxfer_transfer_append_after(pair.client, id, &blocks, NULL, &wait),  \
+			     err, "%s", #change);                                                  \
+		cr_assert(strstr(kvxfer_client_error(pair.client), says) != NULL, "%s: %s",        \
+			  #change, kvxfer_client_error(pair.client));                              \
+	} while (0)
+	wait_is(-EINVAL, "struct_bytes", wait.struct_bytes = 0);
+	wait_is(-EINVAL, "wait_kind", wait.kind = 3);
+	wait_is(-EINVAL, "flag needs the region", wait.region = NULL);
+	wait_is(-EINVAL, "multiple of 8", wait.offset = 4);
+	wait_is(-EINVAL, "multiple of 8", wait.offset = 1 << 20);
+	wait_is(-EINVAL, "event is empty", wait.kind = KVXFER_WAIT_EVENT);
+	wait_is(-EINVAL, "not in memory of the GPU", wait.kind = KVXFER_WAIT_EVENT;
+		wait.event[0] = 1);
+	uint64_t region_id = pair.region->id;
+	pair.region->id = 0; /* as while the daemon does not have it */
+	wait_is(-EINVAL, "does not have the region", wait.kind = KVXFER_WAIT_EVENT;
+		wait.event[0] = 1);
+	pair.region->id = region_id;
+	cr_assert_eq(d.n_frames[KVXP__FRAME_TYPE__FRAME_XFER_APPEND], 0);
+	wait_is(0, "", (void)0);
+	wait_is(0, "", wait.offset = (1 << 20) - 8);
+	wait_is(0, "", wait.kind = KVXFER_WAIT_NONE);
+#undef wait_is
+	t.wait = &flag;
+	cr_assert_eq(kvxfer_transfer_submit(pair.client, &t, &id), -EINVAL);
+	cr_assert_not_null(strstr(kvxfer_client_error(pair.client), "without blocks"));
+	cr_assert_eq(kvxfer_wait_for_event(pair.client, &d, &wait), -EOPNOTSUPP); /* no runtime */
+	cr_assert_eq(kvxfer_wait_for_event(pair.client, NULL, &wait), -EINVAL);
+	wait.struct_bytes = 0;
+	cr_assert_eq(kvxfer_wait_for_event(pair.client, &d, &wait), -EINVAL);
+	cr_assert_not_null(strstr(kvxfer_client_error(pair.client), "struct_bytes"));
+	kvxfer_client_close(pair.client);
+	fake_daemon_stop(&d);
+	KVX_TEST_END();
+}
+
+/* It would move the bytes at once. */
+Test(client_transfer, daemon_that_knows_no_waits_is_asked_for_none)
+{
+	const uint32_t ids[1] = {0};
+	struct kvxfer_blocks blocks = {0, 0, 1, 1, ids, ids, NULL};
+	struct kvxfer_wait wait = {
+	    .struct_bytes = sizeof(wait), .kind = KVXFER_WAIT_FLAG, .offset = 8};
+	struct kvxfer_transfer t = {
+	    .struct_bytes = sizeof(t), .op = KVXFER_WRITE, .blocks = &blocks, .wait = &wait};
+	struct fake_daemon d;
+	struct pair pair;
+
+	fake_daemon_init(&d);
+	fake_daemon_start(&d);
+	pair = open_pair(&d, 2000);
+	t.region = wait.region = pair.region;
+	t.import_ = pair.import_;
+	cr_assert_eq(kvxfer_transfer_submit(pair.client, &t, NULL), -EOPNOTSUPP);
+	cr_assert_not_null(strstr(kvxfer_client_error(pair.client), "too old"));
 	kvxfer_client_close(pair.client);
 	fake_daemon_stop(&d);
 	KVX_TEST_END();

@@ -50,6 +50,32 @@ Test(closer, closes_what_it_was_given_before_it_ends)
 	KVX_TEST_END();
 }
 
+Test(closer, counts_what_waits)
+{
+	struct kvx_closer_tab *tab = kvx_closer_tab_create();
+	struct kvx_closer *closer;
+	struct linger_pair l;
+	int pair[2];
+
+	cr_assert_eq(kvx_closer_open(&closer), 0);
+	cr_assert_eq(pipe2(pair, O_CLOEXEC), 0);
+	test_linger_open(&l, 2);
+	lingering_stays = true;
+	kvx_closer_give_on(closer, tab, test_linger_take(&l));
+	kvx_closer_give_on(closer, tab, pair[0]);
+	kvx_closer_give(closer, pair[1]);
+	cr_assert_eq(kvx_closer_tab_count(tab), 2, "it is busy with the first");
+	for (unsigned i = 0; i < 1000 && kvx_closer_tab_count(tab) > 0; i++)
+		usleep(10000);
+	cr_assert_eq(kvx_closer_tab_count(tab), 0);
+	kvx_closer_tab_unref(tab);
+	kvx_closer_tab_unref(NULL);
+	kvx_closer_close(closer);
+	test_linger_close(&l);
+	lingering_stays = false;
+	KVX_TEST_END();
+}
+
 /* A stream that ends, not one that is reset, though something of it was not read. */
 Test(closer, the_other_end_of_a_connection_sees_its_end_at_once)
 {

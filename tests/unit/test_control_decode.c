@@ -45,6 +45,38 @@ Test(decode, block_list_borrows_the_arrays_of_the_message, .init = defaults)
 	KVX_TEST_END();
 }
 
+Test(decode, waits, .init = defaults)
+{
+	uint8_t event[65] = {1};
+	Kvxp__Wait pb = KVXP__WAIT__INIT;
+	struct kvx_wait wait;
+	uint64_t region;
+
+	cr_assert_eq(kvx_decode_wait(NULL, &wait, &region, &why), 0);
+	cr_assert(wait.kind == KVX_WAIT_NONE && region == 0);
+	refused(kvx_decode_wait(&pb, &wait, &region, &why), -EINVAL, "kind 0");
+	pb.kind = 3;
+	refused(kvx_decode_wait(&pb, &wait, &region, &why), -EINVAL, "kind 3");
+	pb.kind = KVXP__WAIT_KIND__WAIT_EVENT;
+	refused(kvx_decode_wait(&pb, &wait, &region, &why), -EINVAL, "event of 0 bytes");
+	for (pb.event.len = 63; pb.event.len <= 65; pb.event.len += 2) {
+		pb.event.data = event;
+		refused(kvx_decode_wait(&pb, &wait, &region, &why), -EINVAL, "it has 64");
+	}
+	pb.event.len = 64;
+	cr_assert_eq(kvx_decode_wait(&pb, &wait, &region, &why), 0);
+	cr_assert(wait.kind == KVX_WAIT_EVENT && wait.event == event && region == 0);
+	pb.kind = KVXP__WAIT_KIND__WAIT_FLAG;
+	refused(kvx_decode_wait(&pb, &wait, &region, &why), -EINVAL, "must name the region");
+	pb.region = 5;
+	pb.offset = 16;
+	pb.value = 7;
+	cr_assert_eq(kvx_decode_wait(&pb, &wait, &region, &why), 0);
+	cr_assert(wait.kind == KVX_WAIT_FLAG && wait.offset == 16 && wait.value == 7);
+	cr_assert_eq(region, 5);
+	KVX_TEST_END();
+}
+
 Test(decode, block_lists_that_make_no_sense_are_refused, .init = defaults)
 {
 	uint32_t ids[8] = {0};

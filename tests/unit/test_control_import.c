@@ -333,6 +333,76 @@ Test(control_import, post_through_a_released_import_is_counted_and_dropped)
 	KVX_TEST_END();
 }
 
+/* ---- limits */
+
+Test(control_import, names_asked_for_at_other_nodes_are_bounded)
+{
+	two_clients();
+	publish_ok(&b, "engine-1", "");
+	a.client->n_finds = KVX_CLIENT_FINDS_MAX - 1;
+	find_at(&a, "127.0.0.1:1", "engine-1", 0);
+	reply_is(&a, 5, KVX_STATUS_PEER_UNREACHABLE, "no peers");
+	a.client->n_finds = KVX_CLIENT_FINDS_MAX;
+	find_at(&a, "127.0.0.1:1", "engine-1", 0);
+	reply_is(&a, 5, KVX_STATUS_QUOTA, "wait for answers");
+	find_ok(&a, "engine-1", ""); /* here: answered at once */
+	a.client->n_finds = 0;
+	all_gone();
+	KVX_TEST_END();
+}
+
+/* ---- an import that has ended */
+
+/* A receiver's daemon says that its client is gone, and never takes the region back. */
+Test(control_import, import_of_a_receiver_that_never_goes_ends_by_itself)
+{
+	uint64_t local, import;
+
+	two_clients();
+	local = rig_register(&a, 4, 0);
+	import = rig_import(&a, &b, rig_register(&b, 4, KVX_ACCESS_WRITE));
+	submit_blocks(
+	    &a, (struct submit){.number = 1, .region = local, .import = import, .streaming = true});
+	kvx_import_fail(kvx_client_import(a.client, import), -EPIPE, "the client is gone");
+	rig.clock_ns += KVX_IMPORT_LOSS_NS - KVX_SEC;
+	rig_turn(&rig);
+	cr_assert_eq(a.n_frames, 0, "the loss of the target comes with its fences");
+	rig.clock_ns += 2 * KVX_SEC;
+	rig_turn(&rig);
+	cr_assert_str_eq(event_letters(&a), "TL");
+	terminal_is(&a, 1, KVX_STATUS_CLIENT_LOST, "was not delivered");
+	lost_is(&a, import, KVX_STATUS_CLIENT_LOST, "the client is gone");
+	all_gone();
+	KVX_TEST_END();
+}
+
+static void send_message(struct rig_client *rc, uint64_t import, const char *text)
+{
+	Kvxp__MessageSend req = KVXP__MESSAGE_SEND__INIT;
+
+	req.request_id = 9;
+	req.import = import;
+	req.data = (ProtobufCBinaryData){strlen(text), (uint8_t *)(uintptr_t)text};
+	rig_send(rc, KVXP__FRAME_TYPE__FRAME_MESSAGE_SEND, &req.base, -1);
+}
+
+Test(control_import, nothing_is_sent_through_an_import_that_has_ended)
+{
+	uint64_t import;
+
+	two_clients();
+	import = rig_import(&a, &b, rig_register(&b, 4, KVX_ACCESS_WRITE));
+	send_message(&a, import, "before");
+	reply_is(&a, 9, KVX_STATUS_OK, NULL);
+	post(&a, import, "");
+	lost_is(&a, import, KVX_STATUS_INVALID, "0 bytes");
+	send_message(&a, import, "behind");
+	reply_is(&a, 9, KVX_STATUS_INVALID, "the import has ended");
+	cr_assert_str_eq(event_letters(&b), "M");
+	all_gone();
+	KVX_TEST_END();
+}
+
 /* ---- the order in which an end is told */
 
 /* a writes into b's memory with one region, b has imported another one. */

@@ -271,3 +271,76 @@ Test(control_xfer, closing_the_control_tells_clients_and_ends_them)
 	all_gone();
 	KVX_TEST_END();
 }
+
+/* ---- waits */
+
+static void append_waiting(uint64_t number, uint64_t region, uint64_t offset)
+{
+	static uint32_t block;
+	Kvxp__XferAppend append = KVXP__XFER_APPEND__INIT;
+	Kvxp__BlockList list = KVXP__BLOCK_LIST__INIT;
+	Kvxp__Wait wait = KVXP__WAIT__INIT;
+
+	list.n_planes = 1;
+	list.n_local_blocks = list.n_remote_blocks = 1;
+	list.local_blocks = list.remote_blocks = &block;
+	wait.kind = KVXP__WAIT_KIND__WAIT_FLAG;
+	wait.region = region;
+	wait.offset = offset;
+	wait.value = 1;
+	append.xfer = number;
+	append.blocks = &list;
+	append.wait = &wait;
+	rig_send(&a, KVXP__FRAME_TYPE__FRAME_XFER_APPEND, &append.base, -1);
+}
+
+static uint64_t *flag_of(uint64_t region, uint64_t offset)
+{
+	const struct kvx_region *r = kvx_region_find(kvx_node_regions(rig.node), region);
+
+	return (uint64_t *)(void *)(r->mem.addr + offset);
+}
+
+Test(control_xfer, list_that_waits_moves_when_its_flag_is_set)
+{
+	Kvxp__XferSeal seal = KVXP__XFER_SEAL__INIT;
+	uint64_t region, import;
+
+	two_clients();
+	open_stream(&region, &import);
+	append_waiting(1, region, 8192);
+	seal.xfer = 1;
+	rig_send(&a, KVXP__FRAME_TYPE__FRAME_XFER_SEAL, &seal.base, -1);
+	cr_assert_eq(rig_count(&a, KVXP__FRAME_TYPE__FRAME_EVENT), 0);
+	*flag_of(region, 8192) = 1;
+	rig_turn(&rig);
+	terminal_is(&a, 1, KVX_STATUS_OK, NULL);
+	all_gone();
+	KVX_TEST_END();
+}
+
+Test(control_xfer, waits_are_limited_and_of_own_regions)
+{
+	uint64_t region, import, remote;
+
+	two_clients();
+	rig.config.waits_per_client = 2;
+	open_stream(&region, &import);
+	remote = rig_register(&b, 1, 0);
+	append_waiting(1, remote, 0);
+	terminal_is(&a, 1, KVX_STATUS_NOT_FOUND, "not one of this client");
+	for (uint64_t number = 2; number < 5; number++) {
+		submit_blocks(&a, (struct submit){.number = number,
+						  .region = region,
+						  .import = import,
+						  .streaming = true});
+		append_waiting(number, region, 0);
+	}
+	terminal_is(&a, 4, KVX_STATUS_QUOTA, "waits_per_client");
+	unregister(&a, region);
+	terminal_is(&a, 3, KVX_STATUS_REGION_LOST, NULL);
+	terminal_is(&a, 2, KVX_STATUS_REGION_LOST, NULL);
+	reply_is(&a, 9, KVX_STATUS_OK, NULL);
+	all_gone();
+	KVX_TEST_END();
+}

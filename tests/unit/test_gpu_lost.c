@@ -1,6 +1,7 @@
 /* A GPU that is lost, or whose copies do not end: nothing is given back before it was reset, and
  * others go on. */
 #include <errno.h>
+#include <poll.h>
 #include <time.h>
 
 #include "gpu_rig.h"
@@ -208,5 +209,97 @@ Test(gpu_lost, a_reset_that_fails_is_tried_again)
 	cr_assert_eq(seen.n_done, 1);
 	cr_assert_eq(fake.n[FAKE_RESET], 2u);
 	bench_close(&x);
+	KVX_TEST_END();
+}
+
+/* Every answer of a device that is lost is the same error: it proves nothing of its copies. */
+Test(gpu_lost, an_error_of_the_loss_is_no_answer_of_the_reset)
+{
+	struct seen seen = {0};
+	struct bench x;
+
+	bench_open(&x);
+	struct kvx_op one = op(&x, 5);
+	fake.hold = true;
+	fake.fail_code[FAKE_RESET] = 719;
+	fake_fail(FAKE_RESET, 1, 2, -ENODEV);
+	fake_fail(FAKE_EVENT_QUERY, 1, 100, -ENODEV);
+	cr_assert_eq(T->post(x.rig.ep, &one, 1), 1);
+	look(&x, &seen, 1, 1);
+	cr_assert_eq(seen.n_done, 1);
+	cr_assert_eq(seen.status, -ENODEV);
+	cr_assert_eq(fake.n[FAKE_RESET], 3u);
+	bench_close(&x);
+	KVX_TEST_END();
+}
+
+Test(gpu_lost, that_there_is_no_context_any_more_is_one)
+{
+	struct seen seen = {0};
+	struct bench x;
+
+	bench_open(&x);
+	struct kvx_op one = op(&x, 5);
+	fake.fail_code[FAKE_RESET] = 709;
+	fake_fail(FAKE_RESET, 1, 1, -ENODEV);
+	fake_fail(FAKE_EVENT_RECORD, 1, 100, -ENODEV);
+	cr_assert_eq(T->post(x.rig.ep, &one, 1), 1);
+	look(&x, &seen, 1, 1);
+	cr_assert_eq(seen.n_done, 1);
+	cr_assert_eq(fake.n[FAKE_RESET], 1u);
+	/* The fake has kept what a runtime would have taken away. */
+	fake.gpu.ops->reset(&fake.gpu, 0);
+	bench_close(&x);
+	KVX_TEST_END();
+}
+
+/* Where RDMA devices alone reach its memory, nobody calls the runtime. */
+Test(gpu_lost, an_idle_device_with_memory_of_clients_is_watched)
+{
+	struct seen seen = {0};
+	struct bench x;
+
+	bench_open(&x);
+	struct pollfd bell = {.fd = x.rig.limits.event_fd, .events = POLLIN};
+	look(&x, &seen, 0, 0);
+	fake_fail(FAKE_EVENT_RECORD, 1, 100, -ENODEV);
+	for (unsigned i = 0; i < 5 && seen.n_lost == 0; i++) {
+		struct kvx_tevent event;
+
+		if (T->arm(x.rig.dom) == 0)
+			poll(&bell, 1, 2000);
+		if (T->progress(x.rig.dom, &event, 1) == 1)
+			seen.n_lost += event.kind == KVX_TEV_DEVICE_LOST;
+	}
+	cr_assert_eq(seen.n_lost, 1);
+	bench_close(&x);
+	KVX_TEST_END();
+}
+
+/* What a call that was given up finds when it returns, no worker has asked for. */
+Test(gpu_lost, a_loss_that_another_thread_finds_wakes_the_worker)
+{
+	struct seen seen = {0};
+	struct kvx_mr *mr = NULL;
+	struct rig_mem m;
+	struct bench x;
+
+	bench_open(&x);
+	rig_gpu_mem(&m, 0, 1);
+	fake.hang_ipc = true;
+	cr_assert_eq(T->mem_reg(x.rig.dom, 0, &m.mem, 0, &mr), -ETIMEDOUT);
+	cr_assert_eq(T->arm(x.rig.dom), 0, "the worker may sleep");
+	struct pollfd bell = {.fd = x.rig.limits.event_fd, .events = POLLIN};
+	cr_assert_eq(poll(&bell, 1, 50), 0);
+	fake_fail(FAKE_IPC_CLOSE, 1, 5, -EIO);
+	fake.hang_ipc = false;
+	sem_post(&fake.let_go);
+	cr_assert_eq(poll(&bell, 1, 5000), 1, "nobody woke it");
+	cr_assert_eq(T->arm(x.rig.dom), -EAGAIN);
+	look(&x, &seen, 0, 1);
+	cr_assert_eq(seen.n_lost, 1);
+	cr_assert_eq(T->arm(x.rig.dom), 0);
+	bench_close(&x);
+	rig_mem_free(&m);
 	KVX_TEST_END();
 }

@@ -77,6 +77,32 @@ Test(gpu_mem, what_does_not_fit_is_refused_in_words)
 	KVX_TEST_END();
 }
 
+/* Copies of crumbs cost as much as copies of pages. */
+Test(gpu_mem, many_crumbs_are_refused_with_what_to_do)
+{
+	enum { FEW = 64, MANY = 65 };
+	for (uint32_t n_small = FEW; n_small <= MANY; n_small++) {
+		struct kvx_mem mem;
+		struct kvx_why why = {""};
+		uint32_t n = n_small + 2;
+		struct kvx_gpu_mem *gpu = kvx_gpu_mem_create(1, n);
+
+		kvx_mem_init(&mem, &kvx_mem_cuda_ops, -1, 0, n_small * 4095ull + 2 * 4096);
+		mem.gpu = gpu;
+		kvx_gpu_pci_normalise("0000:11:00.0", gpu->id.pci);
+		gpu->bases[0].len_bytes = 4096;
+		for (uint32_t i = 0; i < n; i++)
+			gpu->segments[i].len_bytes = i < n_small ? 4095 : 4096;
+		int err = mem.ops->check(&mem, &why);
+		cr_assert_eq(err, n_small == FEW ? 0 : -EINVAL, "%u: %s", n_small, why.text);
+		if (err < 0)
+			cr_assert_not_null(strstr(why.text, "register the allocations"), "%s",
+					   why.text);
+		kvx_mem_fini(&mem);
+	}
+	KVX_TEST_END();
+}
+
 Test(gpu_mem, witnesses_lie_within_a_segment)
 {
 	struct kvx_mem mem;

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <time.h>
 
+#include "fault_alloc.h"
 #include "gpu_rig.h"
 
 static void witness_add(struct rig_mem *m, uint64_t offset)
@@ -136,7 +137,7 @@ Test(gpu_reg, host_memory_is_page_locked_by_its_home_alone)
 	rig_host_mem(&m);
 	home = rig_reg(&r, &m, 0);
 	cr_assert_eq(fake.n_pins, 1u);
-	m.mem.pinned = true;
+	m.mem.pinned = home;
 	other = rig_reg(&r, &m, 0);
 	cr_assert_eq(fake.n_pins, 1u);
 	T->mem_dereg(other);
@@ -144,7 +145,7 @@ Test(gpu_reg, host_memory_is_page_locked_by_its_home_alone)
 	T->mem_dereg(home);
 	cr_assert_eq(fake.n_pins, 0u);
 	fake_fail(FAKE_HOST_PIN, 1, 1, -ENOMEM);
-	m.mem.pinned = false;
+	m.mem.pinned = NULL;
 	cr_assert_eq(T->mem_reg(r.dom, 0, &m.mem, 0, &home), -ENOMEM);
 	rig_close(&r);
 	rig_mem_free(&m);
@@ -242,6 +243,29 @@ Test(gpu_reg, a_mapping_that_does_not_close_is_tried_again)
 	cr_assert_eq(fake.n[FAKE_RESET], 0u);
 	rig_close(&r);
 	rig_mem_free(&m);
+	KVX_TEST_END();
+}
+
+/* Who gives back has nobody to tell that it cannot. */
+Test(gpu_reg, giving_back_needs_no_memory)
+{
+	struct kvx_mr *mr, *host;
+	struct rig_mem m, h;
+	struct rig r;
+
+	rig_open_as(&r, 0, 0);
+	rig_gpu_mem(&m, 0, 2);
+	rig_host_mem(&h);
+	mr = rig_reg(&r, &m, 0);
+	host = rig_reg(&r, &h, 0);
+	fault_alloc_arm(1);
+	T->mem_dereg(mr);
+	T->mem_dereg(host);
+	cr_assert_not(fault_alloc_disarm());
+	cr_assert_eq(fake.n_maps + fake.n_pins, 0u);
+	rig_close(&r);
+	rig_mem_free(&m);
+	rig_mem_free(&h);
 	KVX_TEST_END();
 }
 

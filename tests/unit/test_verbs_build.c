@@ -21,11 +21,34 @@ struct rig {
 	struct kvx_ep ep;
 	struct kvx_mr mr;
 	struct kvx_rkey rkey;
+	uint32_t l_shift, r_shift, l_base, r_base;
+	struct verbs_piece l_pieces[VERBS_MAX_CHUNKS], r_pieces[VERBS_MAX_CHUNKS];
 };
 
 static uint32_t chunks_of(uint64_t base, uint64_t len, uint32_t shift)
 {
 	return shift >= 63 ? 1 : (uint32_t)(((base + len - 1) >> shift) + 1);
+}
+
+/* Cuts both regions anew, for other bases. */
+static void rig_cut(struct rig *rig, uint64_t len, uint32_t l_base, uint32_t r_base)
+{
+	rig->l_base = l_base;
+	rig->r_base = r_base;
+	rig->mr.n_pieces = chunks_of(l_base, len, rig->l_shift);
+	rig->rkey.n_pieces = chunks_of(r_base, len, rig->r_shift);
+	cr_assert_leq(rig->mr.n_pieces, VERBS_MAX_CHUNKS);
+	cr_assert_leq(rig->rkey.n_pieces, VERBS_MAX_CHUNKS);
+	rig->mr.pieces = rig->l_pieces;
+	rig->rkey.pieces = rig->r_pieces;
+	verbs_chunks_fill(rig->l_pieces, rig->mr.n_pieces, len, l_base, rig->l_shift);
+	verbs_chunks_fill(rig->r_pieces, rig->rkey.n_pieces, len, r_base, rig->r_shift);
+	for (uint32_t i = 0; i < VERBS_MAX_CHUNKS; i++) {
+		rig->l_pieces[i].key = LKEY(i);
+		rig->r_pieces[i].key = RKEY(i);
+	}
+	rig->mr.hit = rig->l_pieces[0];
+	rig->rkey.hit = rig->r_pieces[0];
 }
 
 static struct rig *rig_make(const struct verbs_build_limits *limits, uint64_t len, uint32_t l_shift,
@@ -34,20 +57,13 @@ static struct rig *rig_make(const struct verbs_build_limits *limits, uint64_t le
 	struct rig *rig = calloc(1, sizeof(*rig));
 
 	rig->limits = *limits;
+	rig->l_shift = l_shift;
+	rig->r_shift = r_shift;
 	rig->ep.dom = &rig->dom;
-	rig->mr = (struct kvx_mr){.dom = &rig->dom, .len_bytes = len, .chunk_shift = l_shift};
-	rig->rkey = (struct kvx_rkey){.ep = &rig->ep,
-				      .len_bytes = len,
-				      .rights = KVX_ACCESS_READ | KVX_ACCESS_WRITE,
-				      .chunk_shift = r_shift};
-	rig->mr.n_chunks = chunks_of(0, len, l_shift);
-	rig->rkey.n_chunks = chunks_of(0, len, r_shift);
-	cr_assert_leq(rig->mr.n_chunks, VERBS_MAX_CHUNKS);
-	cr_assert_leq(rig->rkey.n_chunks, VERBS_MAX_CHUNKS);
-	for (uint32_t i = 0; i < VERBS_MAX_CHUNKS; i++) {
-		rig->mr.lkeys[i] = LKEY(i);
-		rig->rkey.rkeys[i] = RKEY(i);
-	}
+	rig->mr = (struct kvx_mr){.dom = &rig->dom, .len_bytes = len};
+	rig->rkey = (struct kvx_rkey){
+	    .ep = &rig->ep, .len_bytes = len, .rights = KVX_ACCESS_READ | KVX_ACCESS_WRITE};
+	rig_cut(rig, len, 0, 0);
 	cr_assert_eq(verbs_build_init(&rig->build, limits), 0);
 	return rig;
 }
@@ -254,7 +270,7 @@ Test(verbs_build, short_writes_carry_their_data)
 	test_fill(bytes, MAX_BYTES, 3);
 	limits.inline_bytes = 64;
 	rig = rig_make(&limits, MAX_BYTES, 63, 63);
-	rig->mr.host = bytes;
+	rig->mr.host = (uintptr_t)bytes;
 	ops[0] = op_make(rig, 100, 1000, 20); /* two pieces of one request, together 64 */
 	ops[1] = op_make(rig, 700, 1020, 44);
 	ops[2] = op_make(rig, 0, 3000, 65); /* one byte too long */
@@ -288,7 +304,7 @@ Test(verbs_build, memory_that_is_gone_is_left_to_the_device)
 	cr_assert_eq(ftruncate(fd, 0), 0);
 	limits.inline_bytes = 64;
 	rig = rig_make(&limits, 8192, 63, 63);
-	rig->mr.host = bytes;
+	rig->mr.host = (uintptr_t)bytes;
 	op = op_make(rig, 4096, 0, 64);
 	cr_assert_eq(chain(rig, &op, 1, 16), 1);
 	cr_assert_eq(verbs_build_inline(&rig->build), 0);
@@ -315,20 +331,19 @@ static void chain_carry(const struct rig *rig, uint32_t *to)
 		cr_assert(wr->num_sge >= 1 && (uint32_t)wr->num_sge <= rig->limits.max_sge);
 		for (int k = 0; k < wr->num_sge; k++) {
 			const struct ibv_sge *sge = &wr->sg_list[k];
-			uint64_t first = sge->addr >> rig->mr.chunk_shift;
-			uint64_t last = (sge->addr + sge->length - 1) >> rig->mr.chunk_shift;
+			uint64_t first = sge->addr >> rig->l_shift;
+			uint64_t last = (sge->addr + sge->length - 1) >> rig->l_shift;
 
 			cr_assert_eq(first, last, "a piece over the edge of a chunk");
 			cr_assert_eq(sge->lkey, LKEY((uint32_t)first));
 			for (uint32_t b = 0; b < sge->length; b++)
-				to[remote - rig->rkey.base + len + b] =
-				    (uint32_t)(sge->addr - rig->mr.base + b + 1);
+				to[remote - rig->r_base + len + b] =
+				    (uint32_t)(sge->addr - rig->l_base + b + 1);
 			len += sge->length;
 		}
 		cr_assert_leq(len, rig->limits.max_op_bytes);
-		cr_assert_eq(remote >> rig->rkey.chunk_shift,
-			     (remote + len - 1) >> rig->rkey.chunk_shift);
-		cr_assert_eq(wr->wr.rdma.rkey, RKEY((uint32_t)(remote >> rig->rkey.chunk_shift)));
+		cr_assert_eq(remote >> rig->r_shift, (remote + len - 1) >> rig->r_shift);
+		cr_assert_eq(wr->wr.rdma.rkey, RKEY((uint32_t)(remote >> rig->r_shift)));
 	}
 }
 
@@ -371,8 +386,8 @@ static void property_once(uint64_t *seed)
 	struct kvx_op ops[100];
 	unsigned n, at = 0;
 
-	rig->mr.base = (uint32_t)test_random(seed, 4096);
-	rig->rkey.base = (uint32_t)test_random(seed, 4096);
+	rig_cut(rig, MAX_BYTES - 8192, (uint32_t)test_random(seed, 4096),
+		(uint32_t)test_random(seed, 4096));
 	n = ops_random(rig, ops, 100, seed);
 	memset(want, 0, sizeof(want));
 	memset(got, 0, sizeof(got));

@@ -28,7 +28,7 @@ static void finish(struct side *s)
 
 static unsigned access_of(const struct kvx_mr *mr)
 {
-	return fake_verbs_access(mr->chunks[0]);
+	return fake_verbs_access(mr->mrs[0]);
 }
 
 static void expect_access(struct side *s, uint32_t rights, unsigned want)
@@ -63,7 +63,7 @@ Test(verbs_mr, region_is_cut_where_the_device_takes_no_more)
 	fake_verbs_dev(0)->attr.max_mr_size = (REGION_BYTES >> 2) + 5;
 	mr_rig(&s);
 	side_map(&s, 0, KVX_ACCESS_READ, 1);
-	cr_assert_eq(s.mr->n_chunks, 4);
+	cr_assert_eq(s.mr->n_pieces, 4);
 	cr_assert_eq(s.mr->chunk_shift, 18);
 	cr_assert_eq(fake_verbs_count().mrs, 4);
 	cr_assert_eq(kvx_counter_get(&s.limits.counters->regs), 1);
@@ -112,24 +112,34 @@ Test(verbs_mr, key_comes_back_as_it_was_packed)
 	cr_assert_eq(T->rkey_unpack(NULL, mkey, (size_t)len, &rkey), 0);
 	cr_assert_eq(rkey->len_bytes, REGION_BYTES);
 	cr_assert_eq(rkey->rights, KVX_ACCESS_WRITE);
-	cr_assert_eq(rkey->chunk_shift, s.mr->chunk_shift);
-	cr_assert_eq(rkey->n_chunks, 16);
-	for (unsigned i = 0; i < 16; i++)
-		cr_assert_eq(rkey->rkeys[i], s.mr->chunks[i]->rkey);
+	cr_assert_eq(rkey->n_pieces, 16);
+	for (unsigned i = 0; i < 16; i++) {
+		cr_assert_eq(rkey->pieces[i].key, s.mr->mrs[i]->rkey);
+		cr_assert_eq(rkey->pieces[i].start, s.mr->pieces[i].start);
+		cr_assert_eq(rkey->pieces[i].delta, s.mr->pieces[i].delta);
+	}
 	T->rkey_free(rkey);
 	finish(&s);
 	KVX_TEST_END();
 }
 
-/* Whatever is taken is sound: every offset in the region falls into a chunk that has a key. */
+/* Whatever is taken is sound: the pieces are the region from its first to its last byte, and none
+ * runs over the end of all addresses. */
 static void expect_sound(const struct kvx_rkey *rkey)
 {
-	uint64_t last = rkey->base + rkey->len_bytes - 1;
+	uint64_t at = 0;
 
-	cr_assert(rkey->len_bytes > 0 && last >= rkey->len_bytes - 1);
-	cr_assert_lt(rkey->chunk_shift, 64);
-	cr_assert_lt(last >> rkey->chunk_shift, rkey->n_chunks);
-	cr_assert_leq(rkey->n_chunks, VERBS_MAX_CHUNKS);
+	cr_assert(rkey->len_bytes > 0 && rkey->n_pieces > 0);
+	cr_assert_leq(rkey->n_pieces, VERBS_MAX_PIECES);
+	for (uint32_t i = 0; i < rkey->n_pieces; i++) {
+		const struct verbs_piece *piece = &rkey->pieces[i];
+
+		cr_assert_eq(piece->start, at);
+		cr_assert_gt(piece->len_bytes, 0);
+		at += piece->len_bytes;
+		cr_assert_leq(piece->start + piece->delta, UINT64_MAX - piece->len_bytes);
+	}
+	cr_assert_eq(at, rkey->len_bytes);
 }
 
 Test(verbs_mr, random_keys_do_no_harm)
@@ -174,76 +184,11 @@ Test(verbs_mr, each_tenant_has_a_protection_domain_of_its_own)
 	for (uint32_t i = 0; i < 3; i++)
 		cr_assert_eq(T->mem_reg(s.dom, i, &s.mem, 0, &mrs[i]), 0);
 	cr_assert_eq(fake_verbs_count().pds, 3);
-	cr_assert_eq(mrs[0]->chunks[0]->pd, s.mr->chunks[0]->pd);
-	cr_assert_neq(mrs[0]->chunks[0]->pd, mrs[1]->chunks[0]->pd);
-	cr_assert_neq(mrs[1]->chunks[0]->pd, mrs[2]->chunks[0]->pd);
+	cr_assert_eq(mrs[0]->mrs[0]->pd, s.mr->mrs[0]->pd);
+	cr_assert_neq(mrs[0]->mrs[0]->pd, mrs[1]->mrs[0]->pd);
+	cr_assert_neq(mrs[1]->mrs[0]->pd, mrs[2]->mrs[0]->pd);
 	for (unsigned i = 0; i < 3; i++)
 		T->mem_dereg(mrs[i]);
-	finish(&s);
-	KVX_TEST_END();
-}
-
-static const struct kvx_mem_ops dmabuf_ops = {.kind = KVX_MEM_DMABUF, .name = "dma-buf"};
-
-static struct kvx_mem dmabuf_make(uint64_t offset)
-{
-	return (struct kvx_mem){.ops = &dmabuf_ops,
-				.fd = test_memfd(REGION_BYTES, TEST_SEALS),
-				.fd_offset = offset,
-				.len_bytes = REGION_BYTES - 8192,
-				.page_bytes = 4096};
-}
-
-Test(verbs_mr, dmabuf_at_an_odd_offset_is_registered_in_one_piece)
-{
-	struct kvx_mem mem;
-	struct kvx_mr *mr;
-	struct side s;
-
-	start(&s);
-	mem = dmabuf_make(4096 + 64);
-	cr_assert_eq(T->mem_reg(s.dom, 0, &mem, KVX_ACCESS_READ, &mr), 0);
-	cr_assert_eq(mr->base, 64, "address and offset are alike below the page");
-	cr_assert_null(mr->host, "the CPU does not look into it");
-	cr_assert_eq(fake_verbs_calls(FV_REG_DMABUF_MR), 1);
-	cr_assert_eq(fake_verbs_calls(FV_REG_MR), 0);
-	T->mem_dereg(mr);
-	close(mem.fd);
-	finish(&s);
-	KVX_TEST_END();
-}
-
-Test(verbs_mr, dmabuf_is_cut_in_chunks_too)
-{
-	struct kvx_mem mem;
-	struct kvx_mr *mr;
-	struct side s;
-
-	rig_reset();
-	fake_verbs_dev(0)->attr.max_mr_size = REGION_BYTES / 4;
-	mr_rig(&s);
-	mem = dmabuf_make(4096 + 64);
-	cr_assert_eq(T->mem_reg(s.dom, 0, &mem, KVX_ACCESS_READ, &mr), 0);
-	cr_assert_eq(mr->n_chunks, 4);
-	T->mem_dereg(mr);
-	close(mem.fd);
-	finish(&s);
-	KVX_TEST_END();
-}
-
-Test(verbs_mr, device_without_dmabuf_says_so)
-{
-	struct kvx_mr *mr = NULL;
-	struct kvx_mem mem;
-	struct side s;
-
-	start(&s);
-	fake_verbs_dev(0)->has_dmabuf = false;
-	mem = dmabuf_make(0);
-	kvx_log_set_level(KVX_LOG_ERROR);
-	cr_assert_eq(T->mem_reg(s.dom, 0, &mem, KVX_ACCESS_READ, &mr), -EOPNOTSUPP);
-	cr_assert_null(mr);
-	close(mem.fd);
 	finish(&s);
 	KVX_TEST_END();
 }

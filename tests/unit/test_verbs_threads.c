@@ -13,7 +13,7 @@ struct node {
 	struct kvx_rail rail;
 	uint8_t addr[KVX_TRANSPORT_ADDR_MAX];
 	size_t addr_len;
-	uint8_t mkey[KVX_TRANSPORT_ADDR_MAX];
+	uint8_t *mkey;
 	size_t mkey_len;
 	struct kvx_batch batches[N_BATCHES];
 	unsigned n_sent;
@@ -55,8 +55,8 @@ static void node_reg(struct node *n)
 
 	cr_assert_eq(test_worker_reg(&n->t, &n->t.local_mem, &tc), 0);
 	n->t.local = tc.cmd.mr;
-	n->mkey_len = tc.cmd.len;
-	memcpy(n->mkey, tc.cmd.bytes, tc.cmd.len);
+	n->mkey = tc.cmd.mkey;
+	n->mkey_len = tc.cmd.mkey_len;
 }
 
 static void node_listen(struct node *n)
@@ -83,8 +83,8 @@ static void node_import(struct node *n, const struct node *other)
 	struct test_cmd tc = {0};
 
 	tc.cmd.ep = n->t.ep;
-	tc.cmd.len = other->mkey_len;
-	memcpy(tc.cmd.bytes, other->mkey, other->mkey_len);
+	tc.cmd.mkey = other->mkey;
+	tc.cmd.mkey_len = other->mkey_len;
 	cr_assert_eq(test_cmd_run(&n->t, &tc, KVX_CMD_RKEY_UNPACK), 0);
 	n->t.rkey = tc.cmd.rkey;
 }
@@ -194,6 +194,8 @@ static void nodes_stop(struct nodes *w)
 {
 	test_worker_teardown(&w->a.t);
 	test_worker_teardown(&w->b.t);
+	free(w->a.mkey);
+	free(w->b.mkey);
 	FAKE_VERBS_END();
 }
 
@@ -212,6 +214,7 @@ Test(verbs_threads, stream_both_ways_beside_registrations, .timeout = 120)
 		stream(&w, &w.b, 20);
 		cr_assert(test_cmd_wait(&w.a.t, &tc));
 		cr_assert_eq(tc.cmd.status, 0);
+		free(tc.cmd.mkey);
 		cr_assert_eq(test_cmd_run(&w.a.t, &tc, KVX_CMD_MEM_DEREG), 0);
 	}
 	cr_assert_eq(w.a.t.n_batches_failed, 0);
@@ -288,6 +291,7 @@ Test(verbs_threads, slow_device_does_not_stop_the_stream, .timeout = 120)
 		stream(&w, &w.a, 1);
 	cr_assert_gt(w.a.t.n_batches_done - n_done, 10);
 	fake_verbs_delay(FV_REG_MR, 0);
+	free(tc.cmd.mkey);
 	cr_assert_eq(test_cmd_run(&w.a.t, &tc, KVX_CMD_MEM_DEREG), 0);
 	fake_verbs_delay(FV_DESTROY_QP, 20);
 	lane_down(&w, &w.a);

@@ -459,6 +459,7 @@ Test(worker, copy_worker_survives_memory_that_was_taken_away)
 	cr_assert_eq(test_worker_start(&t, &kvx_copy_ops, false, 8, NULL), 0);
 	cr_assert_eq(test_worker_setup(&t, REGION), 0);
 	cr_assert_eq(test_worker_reg(&t, &torn, &tc), 0);
+	free(tc.cmd.mkey);
 	test_batch_fill(&t, &bad, KVX_OP_WRITE, 0, 20, 4096);
 	for (unsigned i = 0; i < 20; i++)
 		bad.ops[i].local = tc.cmd.mr;

@@ -167,6 +167,7 @@ Test(worker_helpers, nobody_wakes_without_work)
 	kvx_fake_gate(&script, KVX_FAKE_MEM_REG, KVX_FAKE_GATE_OPEN);
 	kvx_fake_gate(&script, KVX_FAKE_FENCE, KVX_FAKE_GATE_OPEN);
 	cr_assert(test_cmd_wait(&t, &reg));
+	free(reg.cmd.mkey);
 	cr_assert(test_cmd_wait(&t, &close));
 	t.ep = NULL;
 	cr_assert_eq(test_cmd_run(&t, &reg, KVX_CMD_MEM_DEREG), 0);
@@ -207,6 +208,7 @@ Test(worker_helpers, a_slow_registration_delays_neither_data_nor_lanes_nor_fence
 	kvx_fake_gate(&script, KVX_FAKE_MEM_REG, KVX_FAKE_GATE_OPEN);
 	cr_assert(test_cmd_wait(&t, &reg));
 	t.remote = reg.cmd.mr;
+	free(reg.cmd.mkey);
 	test_worker_teardown(&t);
 	test_helpers_expect_clean(&script);
 	KVX_TEST_END();
@@ -296,8 +298,8 @@ Test(worker_helpers, news_of_an_ep_may_come_before_its_connect_has_returned)
 			kvx_fake_ep_lose(far.ep, -EHOSTDOWN);
 		kvx_fake_advance(&script, 1000);
 		test_progress_wait(&t, &script);
-		memcpy(unpack.cmd.bytes, far.mkey, far.mkey_len);
-		unpack.cmd.len = far.mkey_len;
+		unpack.cmd.mkey = far.mkey;
+		unpack.cmd.mkey_len = far.mkey_len;
 		test_ep_submit(&t, &unpack, KVX_CMD_RKEY_UNPACK);
 		test_batch_fill(&t, &batch, KVX_OP_WRITE, 0, 8, 512);
 		cr_assert_eq(kvx_worker_submit_batch(t.worker, &batch), 0);

@@ -91,6 +91,7 @@ static void storm_take(struct storm *s, struct storm_cmd *cmd)
 		return;
 	case KVX_CMD_MEM_REG:
 	case KVX_CMD_MEM_DEREG:
+		free(c->mkey); /* NULL unless it was registered */
 		s->extra_busy = false;
 		s->extra = c->work.kind == KVX_CMD_MEM_REG && c->status == 0 ? c->mr : NULL;
 		return;
@@ -177,8 +178,8 @@ static void storm_lane_step(struct storm *s, struct lane *lane, uint64_t what)
 		if (lane->rkey != NULL)
 			storm_batch(s, lane);
 		else if (!lane->unpacking) {
-			args.len = s->far.mkey_len;
-			memcpy(args.bytes, s->far.mkey, args.len);
+			args.mkey = s->far.mkey;
+			args.mkey_len = s->far.mkey_len;
 			lane->unpacking = storm_send(s, KVX_CMD_RKEY_UNPACK, lane, &args) != NULL;
 		}
 	} else if (what < 60) {
@@ -263,6 +264,7 @@ static void storm_run(bool threaded, uint64_t seed)
 	test_far_open(&s.far, &s.script);
 	test_mem_make(&s.t.local_mem, HELPERS_REGION);
 	cr_assert_eq(test_worker_reg(&s.t, &s.t.local_mem, &tc), 0);
+	free(tc.cmd.mkey);
 	s.t.local = tc.cmd.mr;
 	s.t.n_cmds_done = 0;
 	uint64_t end = kvx_now_ns() + 10 * KVX_SEC;

@@ -89,6 +89,7 @@ Test(worker_threads, fake_with_delays_and_commands_between, .timeout = 120)
 	for (unsigned i = 0; i < 30; i++) {
 		stream(&t, 20, &rng);
 		cr_assert_eq(test_worker_reg(&t, &t.local_mem, &tc), 0);
+		free(tc.cmd.mkey);
 		cr_assert_eq(test_cmd_run(&t, &tc, KVX_CMD_MEM_DEREG), 0);
 	}
 	cr_assert_eq(t.n_batches_failed, 0);

@@ -161,7 +161,7 @@ static void append(struct kvx_xfer *xfer, uint64_t at, uint64_t len, int want)
 {
 	struct kvx_op_list ops = {1, 1, &at, &at, &len};
 	struct kvx_why why = {""};
-	int rc = kvx_xfer_append(xfer, NULL, &ops, &why);
+	int rc = kvx_xfer_append(xfer, NULL, &ops, NULL, &why);
 	cr_assert_eq(rc, want, "%d %s", rc, why.text);
 }
 

@@ -384,7 +384,7 @@ static void storm_step(unsigned *n)
 		if (storm_live[pick] != NULL) { /* of a sealed one: fails it */
 			static const uint64_t zero;
 			struct kvx_op_list ops = {1, 1, &zero, &zero, &len};
-			kvx_xfer_append(storm_live[pick], NULL, &ops, NULL);
+			kvx_xfer_append(storm_live[pick], NULL, &ops, NULL, NULL);
 		}
 		break;
 	case 5:

@@ -90,7 +90,7 @@ static inline void side_dom(struct side *s, const char *rail, const struct kvx_v
 	struct kvx_why why = {{0}};
 
 	s->conf = (struct kvx_dom_conf){.verbs = *conf,
-					.mem_kinds = 1u << KVX_MEM_HOST | 1u << KVX_MEM_DMABUF};
+					.mem_kinds = 1u << KVX_MEM_HOST};
 	side_rail(s, rail);
 	cr_assert_eq(T->open(&s->conf, &s->dom, &s->limits, &why), 0, "%s", why.text);
 }

@@ -1,11 +1,13 @@
-/* kvxferctl devices: what this node could reach other nodes by, used or not and why. */
+/* kvxferctl devices: what this node could reach other nodes by, and its GPUs, used or not and why.
+ */
 #include "ctl.h"
 
 #include <json-c/json.h>
 #include <string.h>
 
 static const struct kvx_column columns[] = {
-    {"DEVICE", KVX_LEFT, KVX_KEEP},  {"TRANSPORT", KVX_LEFT, KVX_KEEP},
+    {"DEVICE", KVX_LEFT, KVX_KEEP},  {"MODEL", KVX_LEFT, KVX_HIDE},
+    {"PCI", KVX_LEFT, KVX_HIDE},     {"TRANSPORT", KVX_LEFT, KVX_KEEP},
     {"STATE", KVX_LEFT, KVX_KEEP},   {"LINK", KVX_LEFT, KVX_HIDE},
     {"SPEED", KVX_RIGHT, KVX_KEEP},  {"MTU", KVX_RIGHT, KVX_KEEP},
     {"GID", KVX_LEFT, KVX_CUT},      {"NETDEV", KVX_LEFT, KVX_HIDE},
@@ -62,12 +64,15 @@ static void counter_cells(struct kvx_table *table, struct json_object *d)
 
 static void device_row(struct kvx_table *table, struct json_object *d)
 {
-	const char *state = kvx_json_str(d, "state");
+	const char *state = kvx_json_str(d, "state"), *pci = kvx_json_str(d, "pci");
 
 	/* What copies within the node has no device: stats shows it. */
 	if (kvx_json_get(d, "device") == NULL)
 		return;
 	kvx_table_cell(table, "%s", kvx_ctl_dash(kvx_json_str(d, "name")));
+	/* A GPU's name says nothing of what it is; a NIC's is what everybody calls it. */
+	kvx_table_cell(table, "%s", *pci ? kvx_ctl_dash(kvx_json_str(d, "device")) : "-");
+	kvx_table_cell(table, "%s", kvx_ctl_dash(pci));
 	kvx_table_cell(table, "%s", kvx_json_str(d, "transport"));
 	kvx_table_cell(table, "%s", state);
 	kvx_table_color(table, strcmp(state, "usable") == 0 ? KVX_COLOR_GREEN

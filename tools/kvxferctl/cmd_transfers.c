@@ -2,6 +2,7 @@
  * that other nodes have under way to and from memory here. */
 #include "ctl.h"
 
+#include <inttypes.h>
 #include <json-c/json.h>
 #include <string.h>
 
@@ -69,6 +70,20 @@ static void times_cells(struct kvx_table *table, struct json_object *t)
 					      ((double)(until - submit) / 1e9)));
 }
 
+/* Why it has ended, or what keeps it from going on. */
+static void cause_cell(struct kvx_table *table, struct json_object *t)
+{
+	const char *waits_for = kvx_json_str(t, "waits_for");
+
+	if (waits_for[0] == '\0')
+		kvx_table_cell(table, "%s", kvx_ctl_dash(kvx_json_str(t, "text")));
+	else if (kvx_json_u64(t, "waits") > 1)
+		kvx_table_cell(table, "waits for %s, and %" PRIu64 " more", waits_for,
+			       kvx_json_u64(t, "waits") - 1);
+	else
+		kvx_table_cell(table, "waits for %s", waits_for);
+}
+
 void kvx_transfers_row(struct kvx_table *table, struct json_object *t)
 {
 	char buf[KVX_UNIT_BYTES];
@@ -92,7 +107,7 @@ void kvx_transfers_row(struct kvx_table *table, struct json_object *t)
 	kvx_table_cell(table, "%s", kvx_ctl_dash(kvx_json_str(t, "transport")));
 	kvx_table_cell(table, "%s", kvx_ctl_dash(kvx_json_str(t, "peer")));
 	times_cells(table, t);
-	kvx_table_cell(table, "%s", kvx_ctl_dash(kvx_json_str(t, "text")));
+	cause_cell(table, t);
 }
 
 static void print_list(const char *title, struct json_object *list, uint64_t max)

@@ -31,7 +31,7 @@ static int fabric_post(struct kvx_ep *ep, const struct kvx_op *ops, unsigned n)
 
 const struct kvx_transport_ops kvx_fabric_ops = {
     .name = "fabric",
-    .caps = KVX_CAP_CROSS_NODE | KVX_CAP_CONNECT | KVX_CAP_EVENT_FD,
+    .caps = KVX_CAP_CROSS_NODE | KVX_CAP_CONNECT | KVX_CAP_EVENT_FD | KVX_CAP_ANY_MEMORY,
     .probe = fabric_probe,
     .open = fabric_open,
     .close = fabric_close,

@@ -8,11 +8,12 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/random.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include "base/log.h"
 #include "mem/guard.h"
-#include "transport/fabric/fabric_priv.h"
+#include "transport/fabric/fabric_gpu.h"
 
 #define FAB_CQ_ENTRIES 4096u
 
@@ -209,17 +210,22 @@ static void dom_read_limits(struct kvx_dom *dom, const struct kvx_dom_conf *conf
 	if (dom->queue > FAB_MAX_QUEUE)
 		dom->queue = FAB_MAX_QUEUE;
 	dom->mem_kinds = conf->mem_kinds & (1u << KVX_MEM_HOST);
+	dom->gpu_conf = conf->gpu;
+}
+
+static int dom_watch_fd(struct kvx_dom *dom, int fd)
+{
+	struct epoll_event ev = {.events = EPOLLIN};
+
+	return epoll_ctl(dom->event_fd, EPOLL_CTL_ADD, fd, &ev) == 0 ? 0 : -errno;
 }
 
 static int dom_watch(struct kvx_dom *dom, struct fid *fid)
 {
-	struct epoll_event ev = {.events = EPOLLIN};
 	int fd, rc;
 
 	rc = fi_control(fid, FI_GETWAIT, &fd);
-	if (rc != 0)
-		return fabric_err(rc);
-	return epoll_ctl(dom->event_fd, EPOLL_CTL_ADD, fd, &ev) == 0 ? 0 : -errno;
+	return rc != 0 ? fabric_err(rc) : dom_watch_fd(dom, fd);
 }
 
 /* The queues, and what listening needs. On error dom_close_fids() undoes what is there. */
@@ -296,7 +302,11 @@ static int dom_open_event_fd(struct kvx_dom *dom)
 	rc = dom_watch(dom, &dom->cq->fid);
 	if (rc == 0 && dom->eq != NULL)
 		rc = dom_watch(dom, &dom->eq->fid);
-	return rc;
+	if (rc < 0)
+		return rc;
+	/* For GPU memory; here, so that the domain has the same descriptors all its life. */
+	dom->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+	return dom->timer_fd < 0 ? -errno : dom_watch_fd(dom, dom->timer_fd);
 }
 
 static void dom_fill_limits(const struct kvx_dom *dom, struct kvx_transport_limits *out_limits)
@@ -308,6 +318,7 @@ static void dom_fill_limits(const struct kvx_dom *dom, struct kvx_transport_limi
 	    .batch_ops = KVX_PACK_MAX_OPS,
 	    .queue_batches = dom->queue,
 	    .event_fd = dom->event_fd,
+	    .counters = &dom->counters,
 	};
 }
 
@@ -321,6 +332,7 @@ int fabric_open(const struct kvx_dom_conf *conf, struct kvx_dom **out_dom,
 	if (dom == NULL)
 		return kvx_why(why, -ENOMEM, "fabric: out of memory");
 	dom->event_fd = -1;
+	dom->timer_fd = -1;
 	dom->done_tail = &dom->done_head;
 	dom->news_tail = &dom->news_head;
 	rc = kvx_guard_install();
@@ -354,6 +366,8 @@ int fabric_open(const struct kvx_dom_conf *conf, struct kvx_dom **out_dom,
 
 err_fids:
 	dom_close_fids(dom);
+	if (dom->timer_fd >= 0)
+		close(dom->timer_fd);
 	if (dom->event_fd >= 0)
 		close(dom->event_fd);
 	kvx_idmap_destroy(dom->mrs);
@@ -374,7 +388,9 @@ void fabric_close(struct kvx_dom *dom)
 	if (dom->n_bad > 0)
 		kvx_info("fabric: %llu requests or messages of peers were refused",
 			 (unsigned long long)dom->n_bad);
+	fab_gpu_close(dom->gpu);
 	dom_close_fids(dom);
+	close(dom->timer_fd);
 	close(dom->event_fd);
 	kvx_idmap_destroy(dom->mrs);
 	fi_freeinfo(dom->info);

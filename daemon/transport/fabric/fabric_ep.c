@@ -9,7 +9,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
-#include "transport/fabric/fabric_priv.h"
+#include "transport/fabric/fabric_gpu.h"
 
 #define ADDR_VERSION 1u
 
@@ -252,9 +252,9 @@ static void ep_end_reqs(struct kvx_ep *ep, int status, int vendor_code, bool hol
 			req->status = status;
 			req->vendor_code = vendor_code;
 			req->answered = true;
-			req->held = hold && req->kind != FAB_REQ_READ;
+			req->held = hold && req->kind != FAB_REQ_READ && req->bounce == NULL;
 		}
-		if (!req->held)
+		if (!req->held && req->bounce == NULL) /* else it waits for its copies */
 			fab_req_done(req);
 	}
 }
@@ -300,6 +300,7 @@ static void ep_shut(struct kvx_ep *ep, int status, int vendor_code, bool hold)
 	ep->placing.active = false;
 	for (unsigned i = 0; i < FAB_N_REPLY; i++)
 		ep->replies[i].sending = false;
+	fab_bounce_shut(ep);
 	ep_end_reqs(ep, status, vendor_code, hold);
 }
 
@@ -328,7 +329,7 @@ int fabric_fence(struct kvx_ep *ep)
 		fab_ep_break(ep, -ECANCELED, 0, "fenced while connecting");
 	else
 		ep_shut(ep, -ECANCELED, 0, false);
-	return 0;
+	return fab_bounce_fence(ep);
 }
 
 static void list_drop_ep(struct kvx_dom *dom, struct kvx_ep *ep)
@@ -366,6 +367,7 @@ void fabric_ep_close(struct kvx_ep *ep)
 	dom = ep->dom;
 	if (ep->state != FAB_EP_DOWN)
 		ep_shut(ep, -ECANCELED, 0, false);
+	fab_bounce_leave(ep);
 	list_drop_ep(dom, ep);
 	if (dom->av != NULL && ep->peer != FI_ADDR_UNSPEC)
 		(void)fi_av_remove(dom->av, &ep->peer, 1, 0);
@@ -377,6 +379,8 @@ void fabric_ep_close(struct kvx_ep *ep)
 void fabric_lease(struct kvx_ep *ep, uint64_t deadline_ns)
 {
 	ep->lease_ns = deadline_ns;
+	if (deadline_ns == 0) /* what began before it must have landed when this returns */
+		fab_bounce_stop_in(ep);
 }
 
 bool fab_ep_lease_over(const struct kvx_ep *ep)

@@ -9,7 +9,7 @@
 
 #include "base/log.h"
 #include "mem/region.h"
-#include "transport/fabric/fabric_priv.h"
+#include "transport/fabric/fabric_gpu.h"
 
 #define MKEY_VERSION 1u
 #define MKEY_RMA     1u
@@ -36,7 +36,7 @@ static int mr_register_fid(struct kvx_mr *mr)
 	uint64_t want = 0;
 	int rc;
 
-	if (!dom->rma && !dom->mr_local)
+	if (mr->dev != NULL || (!dom->rma && !dom->mr_local))
 		return 0;
 	if (dom->rma) {
 		access |= FI_READ | FI_WRITE;
@@ -60,13 +60,30 @@ static int mr_register_fid(struct kvx_mr *mr)
 	return 0;
 }
 
+/* The counters wrap around to what is registered now. */
+static void count_mr(const struct kvx_mr *mr, int sign)
+{
+	struct kvx_dom_counters *counters = &mr->dom->counters;
+
+	kvx_counter_add(&counters->regs, (uint64_t)sign);
+	kvx_counter_add(&counters->reg_bytes, (uint64_t)sign * mr->len_bytes);
+}
+
+/* GPU memory needs its device's help. */
+static bool mr_takes(const struct kvx_dom *dom, const struct kvx_mem *mem)
+{
+	if (mem->gpu != NULL)
+		return mem->gpu->access != NULL && mem->gpu->access->copier_open != NULL;
+	return mem->addr != NULL && (dom->mem_kinds & (1u << mem->ops->kind));
+}
+
 int fabric_mem_reg(struct kvx_dom *dom, uint32_t tenant, const struct kvx_mem *mem, uint32_t rights,
 		   struct kvx_mr **out_mr)
 {
 	struct kvx_mr *mr;
 	int rc;
 
-	if (mem->addr == NULL || !(dom->mem_kinds & (1u << mem->ops->kind)))
+	if (!mr_takes(dom, mem))
 		return -EOPNOTSUPP;
 	mr = calloc(1, sizeof(*mr));
 	if (mr == NULL)
@@ -80,18 +97,28 @@ int fabric_mem_reg(struct kvx_dom *dom, uint32_t tenant, const struct kvx_mem *m
 	rc = fabric_random(&mr->key.nonce, sizeof(mr->key.nonce));
 	if (rc < 0)
 		goto err_free;
+	if (mem->gpu != NULL) {
+		mr->gpu_mem = mem->gpu;
+		rc = fab_dev_ref(dom, mem->gpu, &mr->dev);
+		if (rc < 0)
+			goto err_free;
+	}
 	rc = mr_register_fid(mr);
 	if (rc < 0)
-		goto err_free;
+		goto err_dev;
 	rc = kvx_idmap_add(dom->mrs, mr, &mr->key.id);
 	if (rc < 0)
 		goto err_close;
+	count_mr(mr, 1);
 	*out_mr = mr;
 	return 0;
 
 err_close:
 	if (mr->fid != NULL)
 		fi_close(&mr->fid->fid);
+err_dev:
+	if (mr->dev != NULL)
+		fab_dev_unref(mr->dev);
 err_free:
 	free(mr);
 	return rc;
@@ -113,7 +140,7 @@ static bool ep_uses_mr(struct kvx_ep *ep, const struct kvx_mr *mr)
 				continue;
 			if (req->kind == FAB_REQ_READ)
 				req->dead = true;
-			else
+			else if (mr->dev == NULL) /* else it is sent from a buffer */
 				uses |= req->sending;
 		}
 	}
@@ -131,6 +158,7 @@ void fabric_mem_dereg(struct kvx_mr *mr)
 		return;
 	dom = mr->dom;
 	kvx_assert(kvx_idmap_remove(dom->mrs, mr->key.id) == mr);
+	fab_bounce_forget(mr);
 	/* Normally nothing is under way any more. Where the other side did not let go in time, only
 	 * closing the endpoint takes the memory back from the provider. */
 	for (unsigned i = 0; i < dom->n_eps; i++)
@@ -143,6 +171,9 @@ void fabric_mem_dereg(struct kvx_mr *mr)
 		if (rc != 0)
 			kvx_error("fabric: closing a memory region failed: %s", fi_strerror(-rc));
 	}
+	if (mr->dev != NULL)
+		fab_dev_unref(mr->dev);
+	count_mr(mr, -1);
 	free(mr);
 }
 

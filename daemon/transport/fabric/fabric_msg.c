@@ -7,7 +7,7 @@
 
 #include "base/log.h"
 #include "proto/kvx_err.h"
-#include "transport/fabric/fabric_priv.h"
+#include "transport/fabric/fabric_gpu.h"
 
 /* A place of at least this size is sent from where it is; below, copying it into the message costs
  * less than one more iov. */
@@ -77,6 +77,8 @@ static uint32_t msg_fill(struct fab_req *req, const struct kvx_op *ops, unsigned
 			break;
 		if (place && op->remote != ops->remote) /* one key: the head is to stay short */
 			break;
+		if (op->local->dev != ops->local->dev)
+			break;
 		if (kvx_pack_add(&w, &op->remote->key, op->remote_offset, op->len_bytes) < 0)
 			break;
 		req->places[i].mr = op->local;
@@ -133,6 +135,7 @@ int fab_msg_post(struct kvx_ep *ep, const struct kvx_op *ops, unsigned n)
 		fab_req_fail(req, rc);
 		return 1;
 	}
+	req->bounced = ops->local->dev != NULL;
 	head_len = msg_fill(req, ops, n, place);
 	if (req->n_ops == 0) { /* the peer takes less in one message than we do */
 		req->n_ops = 1;
@@ -140,12 +143,18 @@ int fab_msg_post(struct kvx_ep *ep, const struct kvx_op *ops, unsigned n)
 		return 1;
 	}
 	taken = (int)req->n_ops;
-	rc = msg_send(req, head_len, place);
-	if (rc == 0) {
-		req->sending = true;
-		return taken;
+	if (req->bounced && !read) {
+		rc = fab_bounce_write(req, head_len, place);
+		if (rc == 0)
+			return taken; /* it is sent when its data is copied */
+	} else {
+		rc = msg_send(req, head_len, place);
+		if (rc == 0) {
+			req->sending = true;
+			return taken;
+		}
 	}
-	if (rc == -EFAULT) {
+	if (rc == -EFAULT || (req->bounced && !read && rc != -EAGAIN)) {
 		fab_req_fail(req, rc);
 		return taken;
 	}
@@ -163,7 +172,11 @@ int fab_msg_on_data(struct kvx_ep *ep, const struct kvx_pack_msg *msg)
 
 	if (req == NULL || req->kind != FAB_REQ_READ || msg->data_bytes != req->bytes)
 		return -EPROTO;
-	if (req->dead)
+	if (req->bounced && !req->dead) {
+		rc = fab_bounce_fill(req, msg);
+		if (rc == 0 || rc == -EAGAIN)
+			return rc;
+	} else if (req->dead)
 		rc = -ECANCELED;
 	else
 		rc = fab_scatter(ep, msg->data, req->places, req->n_places);

@@ -5,11 +5,13 @@
  *
  * Called by fabric_msg.c, fabric_serve.c and the completion loop on the worker thread. While data
  * is being placed the library holds pointers into a region: unregistering it, or a lease that ends,
- * closes the endpoint (see ep_uses_mr() and check_leases()). Never allocates, never waits. */
+ * closes the endpoint (see ep_uses_mr() and check_leases()). What is for GPU memory is received
+ * into a page-locked buffer instead. Never allocates, never waits. */
 #include <errno.h>
+#include <string.h>
 
 #include "mem/region.h"
-#include "transport/fabric/fabric_priv.h"
+#include "transport/fabric/fabric_gpu.h"
 
 /* Below, the two messages cost more than the copies that they spare. */
 #define PLACE_MIN_BYTES (64u << 10)
@@ -37,6 +39,26 @@ int fab_place_settle(struct kvx_ep *ep)
 	return rc;
 }
 
+/* The head; what owed->iov and owed->desc say follows it, now or as soon as it goes. */
+static int place_announce(struct kvx_ep *ep, const uint8_t *head, uint32_t head_len, unsigned n,
+			  void *ctx)
+{
+	struct fab_owed *owed = &ep->owed;
+	int rc = fabric_err(fi_inject(ep->fid, head, head_len, ep->peer));
+
+	if (rc < 0)
+		return rc;
+	owed->n = n;
+	owed->ctx = ctx;
+	owed->active = true;
+	rc = fab_place_settle(ep);
+	if (rc == -EAGAIN) {
+		fab_ep_dirty(ep);
+		rc = 0;
+	}
+	return rc;
+}
+
 int fab_place_send(const struct fab_out *out)
 {
 	struct kvx_ep *ep = out->ep;
@@ -55,21 +77,28 @@ int fab_place_send(const struct fab_out *out)
 		owed->iov[i].iov_len = p->len_bytes;
 		owed->desc[i] = p->mr->desc;
 	}
-	rc = fabric_err(fi_inject(ep->fid, out->head, out->head_len, ep->peer));
-	if (rc < 0)
-		return rc;
-	owed->n = out->n_places;
-	owed->ctx = out->ctx;
-	owed->active = true;
-	rc = fab_place_settle(ep);
-	if (rc == -EAGAIN) {
-		fab_ep_dirty(ep);
-		rc = 0;
-	}
-	return rc;
+	return place_announce(ep, out->head, out->head_len, out->n_places, out->ctx);
 }
 
-/* Posts the receive for what was announced: into the places, or to be dropped. */
+int fab_place_send_run(const struct fab_run *run)
+{
+	struct kvx_ep *ep = run->ep;
+	struct fab_owed *owed = &ep->owed;
+	int rc = fab_place_settle(ep);
+
+	if (rc < 0)
+		return rc;
+	if (!run->ahead)
+		return fabric_err(fi_send(ep->fid, run->head, run->head_len + run->data_bytes,
+					  run->desc, ep->peer, run->ctx));
+	owed->iov[0].iov_base = run->head + run->head_len;
+	owed->iov[0].iov_len = run->data_bytes;
+	owed->desc[0] = run->desc;
+	return place_announce(ep, run->head, run->head_len, 1, run->ctx);
+}
+
+/* Posts the receive for what was announced: into the places or the bounce's buffer, or to be
+ * dropped. */
 static void place_start(struct kvx_ep *ep, const struct fab_place *places, uint32_t n, int status)
 {
 	struct fab_placing *pl = &ep->placing;
@@ -78,6 +107,8 @@ static void place_start(struct kvx_ep *ep, const struct fab_place *places, uint3
 	struct fi_msg msg = {.msg_iov = iov, .desc = desc, .addr = FI_ADDR_UNSPEC};
 	int rc;
 
+	if (pl->bounce != NULL || pl->sunk > 0)
+		n = 0;
 	for (uint32_t i = 0; status == 0 && i < n; i++) {
 		iov[i].iov_base = places[i].mr->addr + places[i].offset;
 		iov[i].iov_len = places[i].len_bytes;
@@ -87,7 +118,17 @@ static void place_start(struct kvx_ep *ep, const struct fab_place *places, uint3
 			status = -EFAULT;
 	}
 	pl->n_mrs = n;
-	if (status < 0) {
+	if (pl->bounce != NULL) {
+		n = 1;
+		iov[0].iov_base = fab_buf_data(pl->bounce->buf);
+		iov[0].iov_len = pl->data_bytes;
+		desc[0] = pl->bounce->buf->desc;
+	} else if (pl->sunk > 0) {
+		n = 1;
+		iov[0].iov_base = ep->rx[FAB_RX_SINK] + pl->sunk;
+		iov[0].iov_len = pl->data_bytes;
+		desc[0] = ep->chunk_desc;
+	} else if (status < 0) {
 		pl->n_mrs = 0;
 		n = 1;
 		iov[0].iov_base = ep->rx[FAB_RX_SINK];
@@ -113,27 +154,50 @@ static bool place_too_big(const struct kvx_ep *ep, const struct kvx_pack_msg *ms
 	       msg->data_bytes > ep->dom->message_bytes;
 }
 
-void fab_place_on_write(struct kvx_ep *ep, const struct kvx_pack_msg *msg)
+/* Its data is received behind its head, as if both were one message: see fab_place_done(). */
+static uint32_t place_sink(struct kvx_ep *ep, const uint8_t *raw, size_t len)
+{
+	memcpy(ep->rx[FAB_RX_SINK], raw, len);
+	kvx_pack_join(ep->rx[FAB_RX_SINK]);
+	return (uint32_t)len;
+}
+
+int fab_place_on_write(struct kvx_ep *ep, const struct kvx_pack_msg *msg, const uint8_t *raw,
+		       size_t len)
 {
 	struct fab_place places[KVX_PACK_MAX_OPS];
+	struct fab_bounce *bounce = NULL;
+	uint32_t sunk = 0;
 	int rc;
 
-	if (place_too_big(ep, msg)) {
-		fab_serve_bad(ep, "more announced by the peer than it was allowed");
-		return;
-	}
+	if (place_too_big(ep, msg))
+		return -EPROTO;
 	rc = fab_serve_resolve(ep, msg, KVX_ACCESS_WRITE, places);
 	if (rc == 0 && fab_ep_lease_over(ep))
 		rc = -EHOSTDOWN;
+	if (rc == 0 && ep->dom->gpu != NULL && fab_places_bounce(places, msg->n_ops)) {
+		if (fab_bounce_scarce(ep))
+			sunk = place_sink(ep, raw, len);
+		else
+			rc = fab_bounce_receive(ep, msg, NULL, places, &bounce);
+	}
+	if (rc == -EAGAIN)
+		return rc;
+	ep->placing.sunk = sunk;
 	ep->placing.id = msg->id;
 	ep->placing.req = NULL;
+	ep->placing.bounce = bounce;
 	ep->placing.data_bytes = msg->data_bytes;
 	place_start(ep, places, msg->n_ops, rc);
+	return 0;
 }
 
-int fab_place_on_data(struct kvx_ep *ep, const struct kvx_pack_msg *msg)
+int fab_place_on_data(struct kvx_ep *ep, const struct kvx_pack_msg *msg, const uint8_t *raw,
+		      size_t len)
 {
 	struct fab_req *req = fab_req_find(ep, msg->id);
+	struct fab_bounce *bounce = NULL;
+	uint32_t sunk = 0;
 	int rc = 0;
 
 	if (place_too_big(ep, msg) || req == NULL || req->kind != FAB_REQ_READ ||
@@ -143,7 +207,15 @@ int fab_place_on_data(struct kvx_ep *ep, const struct kvx_pack_msg *msg)
 		rc = -ECANCELED;
 	else if (fab_ep_lease_over(ep))
 		rc = -EHOSTDOWN;
+	else if (req->bounced && fab_bounce_scarce(ep))
+		sunk = place_sink(ep, raw, len);
+	else if (req->bounced)
+		rc = fab_bounce_receive(ep, msg, req, req->places, &bounce);
+	if (rc == -EAGAIN)
+		return rc;
+	ep->placing.sunk = sunk;
 	ep->placing.req = req;
+	ep->placing.bounce = bounce;
 	ep->placing.data_bytes = msg->data_bytes;
 	place_start(ep, req->places, req->n_places, rc);
 	return 0;
@@ -158,6 +230,10 @@ void fab_place_done(struct kvx_ep *ep, size_t len)
 	ep->dom->n_placing--;
 	if (len != pl->data_bytes)
 		fab_serve_bad(ep, "announced data of the peer has another length");
+	else if (pl->sunk > 0)
+		fab_serve_rx(ep, FAB_RX_SINK, pl->sunk + len);
+	else if (pl->bounce != NULL)
+		fab_bounce_copy(pl->bounce);
 	else if (pl->req != NULL)
 		fab_req_answer(pl->req, pl->status);
 	else

@@ -5,6 +5,8 @@
  *   req    one of our requests on its way: a packed WRITE or READ, or one RMA operation
  *   reply  one DATA message on its way to the peer
  *
+ * GPU memory has a header of its own, fabric_gpu.h: its messages go through buffers of theirs.
+ *
  * Nothing here is shared between threads: the worker that owns the dom calls everything. Contexts
  * handed to libfabric are numbers (fab_ctx), never pointers: a completion that comes up after its
  * ep is gone finds nothing and is dropped.
@@ -29,18 +31,30 @@
 #include "transport/pack.h"
 #include "transport/transport.h"
 
-#define FAB_IOV_MAX    8u    /* most iovs of one operation that we ever use */
-#define FAB_MAX_EPS    4096u /* of one domain */
-#define FAB_MAX_MRS    (1u << 20)
-#define FAB_MAX_QUEUE  256u
-#define FAB_N_RX       4u /* receive buffers: a message is consumed at once, they never queue up */
-#define FAB_RX_SINK    1u /* with placing only buffer 0 is posted; this takes what is dropped */
+#define FAB_IOV_MAX   8u    /* most iovs of one operation that we ever use */
+#define FAB_MAX_EPS   4096u /* of one domain */
+#define FAB_MAX_MRS   (1u << 20)
+#define FAB_MAX_QUEUE 256u
+#define FAB_N_RX      4u /* receive buffers: a message is consumed at once, they never queue up */
+#define FAB_RX_SINK                                                                                \
+	1u /* with placing only buffer 0 is posted; this takes what is dropped, or cannot have a   \
+	      bounce buffer before it has come */
 #define FAB_N_TX       4u /* buffers for gathered data of our WRITEs */
 #define FAB_N_REPLY    4u /* ... of DATA for the peer's READs */
 #define FAB_MIN_INJECT (KVX_PACK_HDR_BYTES + KVX_PACK_HELLO_BYTES)
 #define FAB_ACK_BYTES  512u /* longest ack message */
 
-enum fab_ctx_kind { FAB_CTX_RX = 1, FAB_CTX_REQ = 2, FAB_CTX_REPLY = 3, FAB_CTX_PLACE = 4 };
+enum fab_ctx_kind {
+	FAB_CTX_RX = 1,
+	FAB_CTX_REQ = 2,
+	FAB_CTX_REPLY = 3,
+	FAB_CTX_PLACE = 4,
+	FAB_CTX_BOUNCE = 5,
+};
+
+struct fab_gpu; /* fabric_gpu.h */
+struct fab_dev;
+struct fab_bounce;
 
 enum fab_ep_state {
 	FAB_EP_LISTENING,  /* has an address, waits for connect() */
@@ -61,6 +75,9 @@ struct kvx_mr {
 	struct kvx_pack_key key;
 	struct fid_mr *fid; /* NULL: the provider needs to know nothing of it */
 	void *desc;
+	struct fab_dev *dev; /* GPU memory: its device, and where it is; NULL: memory of the host */
+	const struct kvx_gpu_mem *gpu_mem;
+	bool told; /* in the log, that it goes through host memory */
 };
 
 struct kvx_rkey {
@@ -92,13 +109,16 @@ struct fab_req {
 	int vendor_code;
 	uint16_t index;
 	uint8_t kind;
-	bool open;     /* in flight */
-	bool sending;  /* the provider may still read or write its buffers */
-	bool answered; /* status is final */
-	bool dead;     /* READ: a region it was to fill is gone: drop the data */
-	bool held;     /* the ep broke: reported by fence() */
-	uint8_t *head; /* KVX_PACK_HEAD_BYTES */
-	uint8_t *buf;  /* one of free_tx while it has head and gathered data, or NULL */
+	bool open;                 /* in flight */
+	bool sending;              /* the provider may still read or write its buffers */
+	bool answered;             /* status is final */
+	bool dead;                 /* READ: a region it was to fill is gone: drop the data */
+	bool held;                 /* the ep broke: reported by fence() */
+	bool bounced;              /* its local memory is a GPU's */
+	struct fab_bounce *bounce; /* whose copies it waits for: nobody else may answer it */
+	const char *text;          /* of the status, or NULL: the ep's */
+	uint8_t *head;             /* KVX_PACK_HEAD_BYTES */
+	uint8_t *buf;              /* one of free_tx while it has head and gathered data, or NULL */
 	struct fab_place places[KVX_PACK_MAX_OPS];
 };
 
@@ -111,6 +131,7 @@ struct fab_reply {
 
 /* A READ of the peer that waits for a reply to become free: its message, which has no data. */
 struct fab_waiting {
+	bool for_reply; /* it can go on with a reply only */
 	uint32_t len;
 	uint8_t msg[KVX_PACK_HEAD_BYTES];
 };
@@ -120,12 +141,20 @@ struct fab_waiting {
  */
 struct fab_placing {
 	bool active;
+	uint32_t sunk;       /* > 0: length of its head, which it is received behind in the sink */
 	int status;          /* < 0: the data is dropped, and this is why */
 	uint32_t id;         /* WRITE_AHEAD: what to ack */
 	struct fab_req *req; /* DATA_AHEAD: our READ; NULL for a WRITE_AHEAD */
 	uint32_t data_bytes;
+	struct fab_bounce *bounce; /* it is received into its buffer; or NULL */
 	uint32_t n_mrs;
 	const struct kvx_mr *mrs[FAB_IOV_MAX];
+};
+
+/* A message that waits in its receive buffer until GPU memory can take its data. */
+struct fab_stalled {
+	unsigned rx;
+	size_t len;
 };
 
 /* A data message that must be the next on the connection: its *_AHEAD message has gone already. */
@@ -173,6 +202,11 @@ struct kvx_ep {
 	uint32_t n_acks;
 	struct fab_placing placing;
 	struct fab_owed owed;
+	unsigned n_bounces[4];                /* by kind */
+	unsigned n_replies_sent;              /* of these: DATA that the peer may have */
+	bool bounce_wait;                     /* something of it waits for a bounce */
+	struct fab_stalled stalled[FAB_N_RX]; /* first come, first served */
+	unsigned n_stalled;
 
 	struct kvx_ep *dirty_next; /* dom's list of eps with something to send */
 	bool dirty;
@@ -192,7 +226,8 @@ struct kvx_dom {
 	struct fid_eq *eq;   /* connection-oriented only */
 	struct fid_pep *pep; /* likewise */
 	struct fid_av *av;   /* connectionless only */
-	int event_fd;        /* epoll of what the two queues give */
+	int event_fd;        /* epoll of what the two queues give, and of timer_fd */
+	int timer_fd;        /* has copies of GPU memory looked at: set by fab_gpu_arm() */
 	bool connected_eps;  /* FI_EP_MSG; else FI_EP_RDM */
 	bool rma;            /* large ops go by RMA */
 	bool placing;        /* large ops of packed messages are received where they belong */
@@ -222,7 +257,10 @@ struct kvx_dom {
 	struct fab_req *done_head, **done_tail;
 	struct kvx_ep *news_head, **news_tail;
 	struct kvx_ep *dirty_head;
-	uint64_t n_bad; /* messages and requests refused */
+	uint64_t n_bad;      /* messages and requests refused */
+	struct fab_gpu *gpu; /* NULL: no GPU memory was ever registered */
+	struct kvx_gpu_conf gpu_conf;
+	struct kvx_dom_counters counters;
 };
 
 /* fabric_dom.c */
@@ -269,13 +307,14 @@ void fab_req_put(struct fab_req *req);
 void fab_req_fail(struct fab_req *req, int status); /* nothing of it was sent: report it */
 void fab_req_answer(struct fab_req *req, int status);
 void fab_req_sent(struct fab_req *req); /* the provider let go of its buffers */
-struct fab_req *fab_req_find(struct kvx_ep *ep, uint32_t id); /* open and not answered, or NULL */
+/* Open and not answered, nor about to be; or NULL. */
+struct fab_req *fab_req_find(struct kvx_ep *ep, uint32_t id);
 uint32_t fab_req_id(const struct fab_req *req);
 int fab_op_check(const struct kvx_op *op); /* inside both regions? */
 
 /* fabric_msg.c: packed messages we ask with */
 int fab_msg_post(struct kvx_ep *ep, const struct kvx_op *ops, unsigned n);
-/* The peer's answers. -EPROTO: not an answer to anything. */
+/* The peer's answers. -EPROTO: not an answer to anything; -EAGAIN: not now. */
 int fab_msg_on_data(struct kvx_ep *ep, const struct kvx_pack_msg *msg);
 int fab_msg_on_ack(struct kvx_ep *ep, const struct kvx_pack_msg *msg);
 
@@ -298,11 +337,25 @@ int fab_out_send(const struct fab_out *out, unsigned n_direct);
 bool fab_place_wants(const struct kvx_ep *ep, uint64_t len_bytes);
 /* The head (an *_AHEAD message) and then the places, without a copy; returns as fab_out_send(). */
 int fab_place_send(const struct fab_out *out);
+/* The same with one run of bytes behind the head; not ahead: in the same message. */
+struct fab_run {
+	struct kvx_ep *ep;
+	bool ahead;
+	uint8_t *head; /* head_len bytes, the data behind them */
+	uint32_t head_len;
+	uint32_t data_bytes;
+	void *desc;
+	void *ctx;
+};
+int fab_place_send_run(const struct fab_run *run);
 /* Sends what is owed: nothing else may be sent on the ep before. 0, -EAGAIN, or the ep is broken.
  */
 int fab_place_settle(struct kvx_ep *ep);
-void fab_place_on_write(struct kvx_ep *ep, const struct kvx_pack_msg *msg);
-int fab_place_on_data(struct kvx_ep *ep, const struct kvx_pack_msg *msg); /* -EPROTO */
+/* -EAGAIN: not now; -EPROTO: nothing that was asked for, or could be. */
+int fab_place_on_write(struct kvx_ep *ep, const struct kvx_pack_msg *msg, const uint8_t *raw,
+		       size_t len);
+int fab_place_on_data(struct kvx_ep *ep, const struct kvx_pack_msg *msg, const uint8_t *raw,
+		      size_t len);
 void fab_place_done(struct kvx_ep *ep, size_t len);
 bool fab_place_uses(const struct kvx_ep *ep, const struct kvx_mr *mr);
 

@@ -7,7 +7,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
-#include "transport/fabric/fabric_priv.h"
+#include "transport/fabric/fabric_gpu.h"
 
 #define CQ_BATCH  16
 #define CQ_ROUNDS 4
@@ -50,6 +50,10 @@ static void on_sent(struct kvx_ep *ep, enum fab_ctx_kind kind, unsigned slot)
 		ep->replies[slot].sending = false;
 		if (ep->n_waiting > 0)
 			fab_ep_dirty(ep);
+		return;
+	}
+	if (kind == FAB_CTX_BOUNCE) {
+		fab_bounce_out_sent(fab_bounce_find(ep, slot));
 		return;
 	}
 	kvx_assert(kind == FAB_CTX_REQ && slot < ep->dom->queue);
@@ -172,6 +176,11 @@ static void check_leases(struct kvx_dom *dom)
 	}
 }
 
+static const char *req_text(const struct fab_req *req)
+{
+	return req->text != NULL ? req->text : req->ep->down_text;
+}
+
 static unsigned emit_done(struct kvx_dom *dom, struct kvx_tevent *events, unsigned max)
 {
 	unsigned n = 0;
@@ -189,7 +198,7 @@ static unsigned emit_done(struct kvx_dom *dom, struct kvx_tevent *events, unsign
 		    .n_ops = req->n_ops,
 		    .cookie = req->cookie,
 		    .ep = req->ep,
-		    .text = req->status < 0 ? req->ep->down_text : NULL,
+		    .text = req->status < 0 ? req_text(req) : NULL,
 		};
 		fab_req_put(req);
 	}
@@ -235,6 +244,10 @@ int fabric_progress(struct kvx_dom *dom, struct kvx_tevent *events, unsigned max
 		if (dom->rma || dom->n_placing > 0)
 			check_leases(dom);
 		read_cq(dom);
+	}
+	if (dom->gpu != NULL) /* copies end, and are reported, without the library */
+		fab_bounce_progress(dom->gpu);
+	if (!dom->lost) {
 		if (dom->dirty_head != NULL)
 			flush_dirty(dom);
 		/* After the completions: what came before a connection ended still counts. */
@@ -256,7 +269,7 @@ int fabric_arm(struct kvx_dom *dom)
 	    dom->dirty_head != NULL || (dom->lost && !dom->lost_told))
 		return -EAGAIN;
 	if (dom->lost)
-		return 0;
+		return dom->gpu != NULL ? fab_gpu_arm(dom->gpu) : 0;
 	for (unsigned i = 0; i < dom->n_eps; i++) {
 		struct kvx_ep *ep = dom->eps[i];
 
@@ -267,6 +280,8 @@ int fabric_arm(struct kvx_dom *dom)
 			return -EAGAIN;
 		}
 	}
+	if (dom->gpu != NULL && fab_gpu_arm(dom->gpu) < 0)
+		return -EAGAIN;
 	if (dom->eq != NULL)
 		fids[n_fids++] = &dom->eq->fid;
 	/* What wakes us may be in either queue. */

@@ -31,6 +31,9 @@ struct fab_req *fab_req_get(struct kvx_ep *ep, const struct kvx_op *op, enum fab
 	req->answered = false;
 	req->dead = false;
 	req->held = false;
+	req->bounced = false;
+	req->bounce = NULL;
+	req->text = NULL;
 	req->buf = NULL;
 	return req;
 }
@@ -94,7 +97,8 @@ struct fab_req *fab_req_find(struct kvx_ep *ep, uint32_t id)
 	if ((id & 0xff) >= ep->dom->queue)
 		return NULL;
 	req = &ep->reqs[id & 0xff];
-	if (!req->open || req->answered || req->kind == FAB_REQ_RMA || fab_req_id(req) != id)
+	if (!req->open || req->answered || req->bounce != NULL || req->kind == FAB_REQ_RMA ||
+	    fab_req_id(req) != id)
 		return NULL;
 	return req;
 }

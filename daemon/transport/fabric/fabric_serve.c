@@ -3,14 +3,15 @@
  * completion loop on the worker thread. Trusts nothing that came: each op is checked against the
  * memory table before any of the message is placed. Never allocates; a receive buffer is free again
  * when fab_serve_rx() returns, so that both directions can be full without anyone waiting for the
- * other. */
+ * other. Only what is for GPU memory may have to wait in it, until copies that wait for nobody else
+ * are through. */
 #include <errno.h>
 #include <string.h>
 
 #include "base/log.h"
 #include "mem/region.h"
 #include "proto/kvx_err.h"
-#include "transport/fabric/fabric_priv.h"
+#include "transport/fabric/fabric_gpu.h"
 
 void fab_serve_bad(struct kvx_ep *ep, const char *text)
 {
@@ -21,7 +22,9 @@ void fab_serve_bad(struct kvx_ep *ep, const char *text)
 /* Requests of the peer that we have not answered: it may not have more of them than we said. */
 static bool serve_window_full(const struct kvx_ep *ep)
 {
-	return ep->n_acks + ep->n_waiting >= ep->dom->queue;
+	return ep->n_acks + ep->n_waiting + ep->n_bounces[FAB_BOUNCE_PLACE] +
+		   ep->n_bounces[FAB_BOUNCE_REPLY] - ep->n_replies_sent >=
+	       ep->dom->queue;
 }
 
 void fab_serve_ack(struct kvx_ep *ep, uint32_t id, int status)
@@ -78,14 +81,32 @@ int fab_serve_resolve(const struct kvx_ep *ep, const struct kvx_pack_msg *msg, u
 	return 0;
 }
 
-static void serve_write(struct kvx_ep *ep, const struct kvx_pack_msg *msg)
+static bool serve_bounces(const struct kvx_ep *ep, const struct fab_place *places, uint32_t n)
+{
+	return ep->dom->gpu != NULL && fab_places_bounce(places, n);
+}
+
+/* 0; -EAGAIN: later. */
+static int serve_write(struct kvx_ep *ep, const struct kvx_pack_msg *msg)
 {
 	struct fab_place places[KVX_PACK_MAX_OPS];
-	int rc = fab_serve_resolve(ep, msg, KVX_ACCESS_WRITE, places);
+	int rc;
 
-	if (rc == 0)
+	/* A receive buffer has room for more where the head is short; others have not. */
+	if (msg->data_bytes > ep->dom->message_bytes) {
+		fab_serve_bad(ep, "more data in a message of the peer than it was allowed");
+		return 0;
+	}
+	rc = fab_serve_resolve(ep, msg, KVX_ACCESS_WRITE, places);
+	if (rc == 0 && serve_bounces(ep, places, msg->n_ops)) {
+		rc = fab_ep_lease_over(ep) ? -EHOSTDOWN : fab_bounce_place(ep, msg, places);
+		if (rc == 0 || rc == -EAGAIN)
+			return rc;
+	} else if (rc == 0) {
 		rc = fab_scatter(ep, msg->data, places, msg->n_ops);
+	}
 	fab_serve_ack(ep, msg->id, rc);
+	return 0;
 }
 
 static struct fab_reply *serve_find_reply(struct kvx_ep *ep)
@@ -107,7 +128,7 @@ static bool serve_can_place(const struct kvx_ep *ep, const struct fab_place *pla
 	return true;
 }
 
-/* 0: answered; -EAGAIN: later. */
+/* 0: answered; -EAGAIN: later; -ENOBUFS: not before a reply is free. */
 static int serve_read(struct kvx_ep *ep, const struct kvx_pack_msg *msg)
 {
 	struct fab_reply *reply = serve_find_reply(ep);
@@ -116,14 +137,20 @@ static int serve_read(struct kvx_ep *ep, const struct kvx_pack_msg *msg)
 	unsigned n_direct = 0;
 	int rc;
 
-	if (reply == NULL)
-		return -EAGAIN;
+	if (reply == NULL && ep->dom->gpu == NULL)
+		return -ENOBUFS;
 	rc = fab_serve_resolve(ep, msg, KVX_ACCESS_READ, places);
 	if (rc == 0 && msg->data_bytes > ep->limits.message_bytes)
 		rc = -EMSGSIZE;
 	if (rc == 0 && fab_ep_lease_over(ep))
 		rc = -EHOSTDOWN;
-	if (rc == 0) {
+	if (rc == 0 && serve_bounces(ep, places, msg->n_ops)) {
+		rc = fab_bounce_reply(ep, msg, places, serve_can_place(ep, places, msg->n_ops));
+		if (rc == 0)
+			return 0;
+	} else if (rc == 0 && reply == NULL) {
+		return -ENOBUFS;
+	} else if (rc == 0) {
 		bool place = serve_can_place(ep, places, msg->n_ops);
 
 		n_direct = place ? msg->n_ops : fab_out_n_direct(ep, places, msg->n_ops);
@@ -157,24 +184,54 @@ static void serve_read_or_keep(struct kvx_ep *ep, const struct kvx_pack_msg *msg
 			       const uint8_t *raw, size_t len)
 {
 	struct fab_waiting *w;
+	int rc = ep->n_waiting == 0 ? serve_read(ep, msg) : -EAGAIN;
 
-	if (ep->n_waiting == 0 && serve_read(ep, msg) == 0)
+	if (rc == 0)
 		return;
 	w = &ep->waiting[(ep->waiting_head + ep->n_waiting) % ep->dom->queue];
 	kvx_assert(len <= sizeof(w->msg));
 	memcpy(w->msg, raw, len);
 	w->len = (uint32_t)len;
+	w->for_reply = rc == -ENOBUFS;
 	ep->n_waiting++;
 	fab_ep_dirty(ep);
 }
 
-static void serve_msg(struct kvx_ep *ep, const struct kvx_pack_msg *msg, const uint8_t *raw,
-		      size_t len)
+static void serve_check(struct kvx_ep *ep, int rc, const char *text)
 {
+	if (rc == -EPROTO)
+		fab_serve_bad(ep, text);
+}
+
+/* 0; -EAGAIN: it has to wait. */
+static int serve_request(struct kvx_ep *ep, const struct kvx_pack_msg *msg, const uint8_t *raw,
+			 size_t len)
+{
+	int rc = 0;
+
+	if (serve_window_full(ep)) {
+		fab_serve_bad(ep, "more requests of the peer than it was allowed");
+	} else if (msg->type == KVX_PACK_WRITE) {
+		rc = serve_write(ep, msg);
+	} else if (msg->type == KVX_PACK_WRITE_AHEAD) {
+		rc = fab_place_on_write(ep, msg, raw, len);
+		serve_check(ep, rc, "more announced by the peer than it was allowed");
+	} else {
+		serve_read_or_keep(ep, msg, raw, len);
+	}
+	return rc == -EAGAIN ? rc : 0;
+}
+
+/* Likewise. */
+static int serve_msg(struct kvx_ep *ep, const struct kvx_pack_msg *msg, const uint8_t *raw,
+		     size_t len)
+{
+	int rc = 0;
+
 	if ((msg->type == KVX_PACK_HELLO) != (ep->state == FAB_EP_CONNECTING) ||
 	    (msg->type == KVX_PACK_HELLO && ep->hello_got)) {
 		fab_serve_bad(ep, "message of the peer out of order");
-		return;
+		return 0;
 	}
 	switch (msg->type) {
 	case KVX_PACK_HELLO:
@@ -183,28 +240,32 @@ static void serve_msg(struct kvx_ep *ep, const struct kvx_pack_msg *msg, const u
 	case KVX_PACK_WRITE:
 	case KVX_PACK_WRITE_AHEAD:
 	case KVX_PACK_READ:
-		if (serve_window_full(ep))
-			fab_serve_bad(ep, "more requests of the peer than it was allowed");
-		else if (msg->type == KVX_PACK_WRITE)
-			serve_write(ep, msg);
-		else if (msg->type == KVX_PACK_WRITE_AHEAD)
-			fab_place_on_write(ep, msg);
-		else
-			serve_read_or_keep(ep, msg, raw, len);
-		break;
+		return serve_request(ep, msg, raw, len);
 	case KVX_PACK_DATA:
-		if (fab_msg_on_data(ep, msg) < 0)
-			fab_serve_bad(ep, "data of the peer that was not asked for");
+		rc = fab_msg_on_data(ep, msg);
+		serve_check(ep, rc, "data of the peer that was not asked for");
 		break;
 	case KVX_PACK_DATA_AHEAD:
-		if (fab_place_on_data(ep, msg) < 0)
-			fab_serve_bad(ep, "data of the peer that was not asked for");
+		rc = fab_place_on_data(ep, msg, raw, len);
+		serve_check(ep, rc, "data of the peer that was not asked for");
 		break;
 	case KVX_PACK_ACK:
-		if (fab_msg_on_ack(ep, msg) < 0)
-			fab_serve_bad(ep, "answer of the peer to nothing");
+		rc = fab_msg_on_ack(ep, msg);
+		serve_check(ep, rc, "answer of the peer to nothing");
 		break;
 	}
+	return rc == -EAGAIN ? rc : 0;
+}
+
+static void serve_post_rx(struct kvx_ep *ep, unsigned i)
+{
+	int rc;
+
+	if (ep->fid == NULL || (ep->dom->placing && i == FAB_RX_SINK))
+		return;
+	rc = fab_ep_post_rx(ep, i);
+	if (rc < 0)
+		fab_ep_break(ep, rc, 0, "posting a receive buffer failed");
 }
 
 void fab_serve_rx(struct kvx_ep *ep, unsigned i, size_t len)
@@ -213,7 +274,11 @@ void fab_serve_rx(struct kvx_ep *ep, unsigned i, size_t len)
 	int rc = kvx_pack_decode(ep->rx[i], len, &msg);
 
 	if (rc == 0 && msg.secret == ep->secret) {
-		serve_msg(ep, &msg, ep->rx[i], len);
+		if (ep->n_stalled > 0 || serve_msg(ep, &msg, ep->rx[i], len) == -EAGAIN) {
+			kvx_assert(ep->n_stalled < FAB_N_RX);
+			ep->stalled[ep->n_stalled++] = (struct fab_stalled){i, len};
+			return;
+		}
 	} else if (ep->dom->connected_eps) {
 		fab_serve_bad(ep, "malformed message of the peer");
 	} else {
@@ -221,11 +286,24 @@ void fab_serve_rx(struct kvx_ep *ep, unsigned i, size_t len)
 		 * know the secret is not the peer's, and must not harm it. */
 		ep->dom->n_bad++;
 	}
-	if (ep->fid == NULL)
-		return;
-	rc = fab_ep_post_rx(ep, i);
-	if (rc < 0)
-		fab_ep_break(ep, rc, 0, "posting a receive buffer failed");
+	serve_post_rx(ep, i);
+}
+
+/* Messages that wait in their receive buffers go first, in the order in which they came. */
+static void flush_stalled(struct kvx_ep *ep)
+{
+	while (ep->n_stalled > 0 && ep->fid != NULL) {
+		struct fab_stalled first = ep->stalled[0];
+		struct kvx_pack_msg msg;
+		int rc = kvx_pack_decode(ep->rx[first.rx], first.len, &msg);
+
+		kvx_assert(rc == 0); /* it was decoded when it came */
+		if (serve_msg(ep, &msg, ep->rx[first.rx], first.len) == -EAGAIN || ep->fid == NULL)
+			return;
+		ep->n_stalled--;
+		memmove(ep->stalled, ep->stalled + 1, ep->n_stalled * sizeof(ep->stalled[0]));
+		serve_post_rx(ep, first.rx);
+	}
 }
 
 static void flush_waiting(struct kvx_ep *ep)
@@ -233,10 +311,15 @@ static void flush_waiting(struct kvx_ep *ep)
 	while (ep->n_waiting > 0 && ep->fid != NULL) {
 		struct fab_waiting *w = &ep->waiting[ep->waiting_head];
 		struct kvx_pack_msg msg;
-		int rc = kvx_pack_decode(w->msg, w->len, &msg);
+		int rc;
 
+		if (w->for_reply && serve_find_reply(ep) == NULL)
+			return;
+		rc = kvx_pack_decode(w->msg, w->len, &msg);
 		kvx_assert(rc == 0); /* it was decoded when it came */
-		if (serve_read(ep, &msg) == -EAGAIN)
+		rc = serve_read(ep, &msg);
+		w->for_reply = rc == -ENOBUFS;
+		if (rc < 0)
 			return;
 		if (ep->fid == NULL)
 			return;
@@ -274,11 +357,13 @@ void fab_serve_flush(struct kvx_ep *ep)
 	if (ep->fid == NULL)
 		return;
 	rc = fab_place_settle(ep);
-	if (rc < 0) {
-		if (rc != -EAGAIN)
-			fab_ep_break(ep, rc, 0, "sending to the peer failed");
+	if (rc < 0 && rc != -EAGAIN) {
+		fab_ep_break(ep, rc, 0, "sending to the peer failed");
 		return;
 	}
+	/* What has come goes on, whether we can send or not: the peer may wait for that. */
+	ep->bounce_wait = false;
+	flush_stalled(ep);
 	flush_waiting(ep);
 	if (ep->fid != NULL && !ep->owed.active)
 		flush_acks(ep);
@@ -290,5 +375,7 @@ bool fab_serve_stuck(const struct kvx_ep *ep)
 
 	for (unsigned i = 0; i < FAB_N_REPLY; i++)
 		sending |= ep->replies[i].sending;
-	return ep->owed.active || ep->n_acks > 0 || (ep->n_waiting > 0 && !sending);
+	/* What waits for GPU memory is looked at by a timer. */
+	return ep->owed.active || ep->n_acks > 0 ||
+	       (ep->n_waiting > 0 && !sending && !ep->bounce_wait);
 }

@@ -3,6 +3,7 @@
  * which thread. Opening is a call of the control thread, as all that may hang. */
 #include <errno.h>
 #include <inttypes.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,7 +17,7 @@
 
 #define OPEN_TIMEOUT_NS (60 * KVX_SEC)
 
-/* 64 MiB take some milliseconds at the speed of PCIe; a flight is up to 4 of them. */
+/* 64 MiB take some milliseconds at the speed of PCIe. */
 #define MAX_OP_BYTES  (64ull << 20)
 #define BATCH_BYTES   (64ull << 20)
 #define QUEUE_BATCHES 8u
@@ -66,6 +67,8 @@ static int dom_make_streams(struct kvx_dom *dom)
 	const struct kvx_gpu_ops *ops = dom->gpu->ops;
 	int err = ops->stream_create(dom->gpu, &dom->control_stream);
 
+	if (err == 0)
+		err = ops->event_create(dom->gpu, &dom->watch_event);
 	for (unsigned i = 0; err == 0 && i < dom->n_streams; i++) {
 		err = ops->stream_create(dom->gpu, &dom->streams[i].stream);
 		if (err == 0)
@@ -82,6 +85,7 @@ static void dom_unmake(struct kvx_dom *dom)
 
 	kvx_gpu_maps_destroy(dom->maps);
 	dom->maps = NULL;
+	gpu_flush_unmake(dom);
 	if (atomic_load(&dom->lost)) { /* with the reset all of it is gone */
 		ops->close(gpu, dom->device);
 		return;
@@ -95,6 +99,8 @@ static void dom_unmake(struct kvx_dom *dom)
 		if (dom->streams[i].stream != NULL)
 			ops->stream_destroy(gpu, dom->streams[i].stream);
 	}
+	if (dom->watch_event != NULL)
+		ops->event_destroy(gpu, dom->watch_event);
 	if (dom->control_stream != NULL)
 		ops->stream_destroy(gpu, dom->control_stream);
 	if (dom->lists != NULL)
@@ -146,6 +152,8 @@ static int open_run(struct gpu_call *call)
 
 static void dom_free(struct kvx_dom *dom)
 {
+	if (dom->reset_control != NULL)
+		gpu_control_destroy(dom->reset_control);
 	if (dom->timer_fd >= 0)
 		close(dom->timer_fd);
 	dom->magic = 0;
@@ -164,14 +172,13 @@ static void open_late(struct gpu_call *call)
 
 static int close_run(struct gpu_call *call)
 {
-	dom_unmake(((struct open_call *)(void *)call)->dom);
+	dom_unmake((struct kvx_dom *)(void *)((char *)call - offsetof(struct kvx_dom, close_call)));
 	return 0;
 }
 
 /* The process ends soon: what is not given back now goes with it. */
 static void close_late(struct gpu_call *call)
 {
-	free((struct open_call *)(void *)call);
 }
 
 /* ---- the domain, as workers know it */
@@ -208,6 +215,11 @@ static int dom_create(const struct kvx_dom_conf *conf, struct kvx_dom **out_dom,
 		int err = -errno;
 		dom_free(dom);
 		return kvx_why(why, err, "%s: timerfd: %s", conf->rail->name, strerror(-err));
+	}
+	int err = gpu_reset_prepare(dom);
+	if (err < 0) {
+		dom_free(dom);
+		return kvx_why(why, err, "%s: no thread to reset the device", conf->rail->name);
 	}
 	*out_dom = dom;
 	return 0;
@@ -288,23 +300,19 @@ static void gpu_close(struct kvx_dom *dom)
 {
 	KVX_CHECK_MAGIC(dom, GPU_DOM_MAGIC);
 	kvx_assert(dom->n_eps == 0 && dom->n_rkeys == 0 && dom->n_out == 0);
-	struct open_call *o = calloc(1, sizeof(*o));
-	kvx_assert(o != NULL);
-	o->call = (struct gpu_call){.run = close_run, .late = close_late};
-	o->dom = dom;
 	struct gpu_control *control = dom->control;
 	if (atomic_load(&dom->lost) && !gpu_dom_wait_reset(dom)) {
 		kvx_warn("gpu: %s: its reset does not return, leaving it", dom->name);
-		free(o);
 		return; /* the thread uses the domain when it does */
 	}
-	int err = gpu_control_call_always(control, &o->call, dom->call_timeout_ns);
+	dom->close_call = (struct gpu_call){.run = close_run, .late = close_late};
+	int err = gpu_control_call_always(control, &dom->close_call, dom->call_timeout_ns);
 	if (err == -ETIMEDOUT) { /* dom is the thread's */
 		gpu_control_destroy(control);
 		return;
 	}
-	free(o);
-	if (gpu_control_destroy(control)) /* else a call that hangs has hold of it */
+	/* Else a call that hangs has hold of it. */
+	if (gpu_control_destroy(control) && atomic_load(&dom->n_inside) == 0)
 		dom_free(dom);
 }
 

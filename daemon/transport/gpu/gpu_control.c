@@ -7,13 +7,13 @@
 #include <errno.h>
 #include <pthread.h>
 #include <semaphore.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <time.h>
 
 #include "base/assert.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/thread.h"
 #include "transport/gpu/gpu_priv.h"
 
 #define WAIT_STEP_NS (KVX_SEC / 2)
@@ -28,13 +28,6 @@ struct gpu_control {
 	_Atomic bool parted; /* thread and owner need each other no more; the second frees */
 };
 
-/* The state of a call: who comes second to `parted` knows that the other one has been there. */
-struct call_sync {
-	sem_t done;
-	_Atomic bool parted;
-	_Atomic bool begun;
-};
-
 static void control_free(struct gpu_control *control)
 {
 	kvx_queue_destroy(control->todo);
@@ -42,32 +35,21 @@ static void control_free(struct gpu_control *control)
 	free(control);
 }
 
-static void call_sync_free(struct gpu_call *call)
-{
-	struct call_sync *sync = call->sync;
-
-	sem_destroy(&sync->done);
-	free(sync);
-	call->sync = NULL;
-}
-
 static void control_run(struct gpu_control *control, struct gpu_call *call)
 {
-	struct call_sync *sync = call->sync;
-
-	if (sync == NULL) {
+	if (!call->waited) {
 		call->status = call->run(call);
 		call->late(call);
 		return;
 	}
 
-	atomic_store(&sync->begun, true);
-	call->status = atomic_load(&sync->parted) ? -ETIMEDOUT : call->run(call);
-	if (!atomic_exchange(&sync->parted, true)) {
-		sem_post(&sync->done);
+	atomic_store(&call->begun, true);
+	call->status = atomic_load(&call->parted) ? -ETIMEDOUT : call->run(call);
+	if (!atomic_exchange(&call->parted, true)) {
+		sem_post(&call->done);
 		return;
 	}
-	call_sync_free(call);
+	sem_destroy(&call->done);
 	kvx_warn("gpu: device %d: a call that was given up has returned (%d): registering memory "
 		 "goes on",
 		 control->device, call->status);
@@ -89,23 +71,6 @@ static void *control_main(void *arg)
 	return NULL;
 }
 
-/* Signals are the loop's; faults stay where they arise. */
-static int control_start(struct gpu_control *control, const char *name)
-{
-	static const int faults[] = {SIGBUS, SIGSEGV, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS};
-	sigset_t all, before;
-
-	sigfillset(&all);
-	for (size_t i = 0; i < sizeof(faults) / sizeof(faults[0]); i++)
-		sigdelset(&all, faults[i]);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	int err = pthread_create(&control->thread, NULL, control_main, control);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	if (err == 0)
-		pthread_setname_np(control->thread, name); /* for people: it may fail */
-	return -err;
-}
-
 int gpu_control_create(const char *name, int device, struct gpu_control **out_control)
 {
 	struct gpu_control *control = calloc(1, sizeof(*control));
@@ -117,7 +82,7 @@ int gpu_control_create(const char *name, int device, struct gpu_control **out_co
 	int err = kvx_queue_create(&control->todo);
 	if (err < 0)
 		goto err_free;
-	err = control_start(control, name);
+	err = kvx_thread_start(&control->thread, name, control_main, control);
 	if (err < 0)
 		goto err_queue;
 	*out_control = control;
@@ -133,16 +98,9 @@ err_free:
 
 void gpu_control_send(struct gpu_control *control, struct gpu_call *call)
 {
-	call->sync = NULL;
+	call->waited = false;
 	call->control = control;
 	kvx_queue_push(control->todo, &call->node);
-}
-
-void gpu_control_leave(struct gpu_control *control)
-{
-	pthread_detach(control->thread);
-	atomic_store(&control->parted, true);
-	kvx_queue_close(control->todo);
 }
 
 /* A step on the wall clock, which may be set meanwhile: the deadline is on the other one. */
@@ -193,12 +151,14 @@ bool gpu_control_destroy(struct gpu_control *control)
 }
 
 /* The caller does not wait any longer; who is second finds the other's mark. */
-static int call_give_up(struct gpu_control *control, struct call_sync *sync)
+static int call_give_up(struct gpu_control *control, struct gpu_call *call)
 {
-	bool begun = atomic_load(&sync->begun);
+	bool begun = atomic_load(&call->begun);
 
+	if (call->out_begun != NULL)
+		*call->out_begun = begun;
 	atomic_fetch_add(&control->n_stuck, 1);
-	if (!atomic_exchange(&sync->parted, true)) {
+	if (!atomic_exchange(&call->parted, true)) {
 		if (begun)
 			kvx_error("gpu: device %d: a call into the runtime does not return: the "
 				  "device takes no more registrations until it does",
@@ -206,7 +166,7 @@ static int call_give_up(struct gpu_control *control, struct call_sync *sync)
 		return -ETIMEDOUT;
 	}
 	atomic_fetch_sub(&control->n_stuck, 1);
-	while (sem_wait(&sync->done) < 0)
+	while (sem_wait(&call->done) < 0)
 		kvx_assert(errno == EINTR);
 	return 0;
 }
@@ -220,18 +180,18 @@ int gpu_control_call(struct gpu_control *control, struct gpu_call *call, uint64_
 
 int gpu_control_call_always(struct gpu_control *control, struct gpu_call *call, uint64_t timeout_ns)
 {
-	struct call_sync *sync = calloc(1, sizeof(*sync));
 	bool stuck = atomic_load(&control->n_stuck) > 0;
 
-	kvx_assert(sync != NULL); /* some bytes; what gives back has no other way */
-	sem_init(&sync->done, 0, 0);
-	call->sync = sync;
+	sem_init(&call->done, 0, 0);
+	atomic_store(&call->parted, false);
+	atomic_store(&call->begun, false);
+	call->waited = true;
 	call->control = control;
 	kvx_queue_push(control->todo, &call->node);
 	if (stuck) /* there is no hope that it comes to this one in time */
 		timeout_ns = 0;
-	if (!wait_until(&sync->done, timeout_ns) && call_give_up(control, sync) < 0)
+	if (!wait_until(&call->done, timeout_ns) && call_give_up(control, call) < 0)
 		return -ETIMEDOUT;
-	call_sync_free(call);
+	sem_destroy(&call->done);
 	return call->status;
 }

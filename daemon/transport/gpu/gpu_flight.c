@@ -31,14 +31,12 @@ static bool build_can_gather(const struct kvx_dom *dom, const struct gpu_flight 
 
 	if (dom->gather_max_bytes == 0 || (build->host && !dom->host_direct))
 		return false;
-	/* Host memory may have been page-locked by a device that is lost, and is not any more:
-	 * plain copies go on, a kernel would not survive it. */
-	if (build->host && atomic_load_explicit(&gpu_shared()->lost, memory_order_relaxed) != 0)
+	if (build->unlocked) /* plain copies go on, a kernel would not survive it */
 		return false;
 	/* Memory of a device that this one does not reach by itself: the runtime copies around. */
 	uint32_t direct = atomic_load_explicit(&dom->peers_direct, memory_order_relaxed) |
 			  1u << (unsigned)dom->device;
-	return (flight->visits & ~direct) == 0;
+	return !build->peer || (flight->visits & ~direct) == 0;
 }
 
 /* Takes the small pieces out of the build and gives them to the kernel. */

@@ -1,6 +1,8 @@
 /* Ops become a flight: checked once more, turned into addresses of this process, cut where a region
- * made of several allocations needs it, and handed to one stream. Worker thread; the way of every
- * op: no allocation, no lock, no log. */
+ * made of several allocations needs it, and handed to one stream. A flight has a bounded number of
+ * pieces under way, so that no memory that a client makes up of crumbs can make a device slow to
+ * run dry: an op of more goes out by parts. Worker thread; the way of every op: no allocation, no
+ * lock, no log. */
 #include <errno.h>
 
 #include "transport/gpu/gpu_priv.h"
@@ -40,10 +42,10 @@ static int flight_visit(struct gpu_flight *flight, int device)
 	struct gpu_shared *shared = gpu_shared();
 	uint32_t bit = 1u << (unsigned)device;
 
-	if (flight->visits & bit)
-		return 0;
-	flight->visits |= bit;
-	atomic_fetch_add(&shared->n_visits[device], 1);
+	if (!(flight->visits & bit)) {
+		flight->visits |= bit;
+		atomic_fetch_add(&shared->n_visits[device], 1);
+	}
 	return atomic_load(&shared->lost) & bit ? -ENODEV : 0;
 }
 
@@ -57,13 +59,24 @@ void gpu_flight_leave(struct gpu_flight *flight)
 	}
 }
 
+/* Host memory that another device has page-locked: the reset of that one takes the lock away, and
+ * waits for those who are there. Once it has, the memory is like any other: plain copies go on. */
+static int flight_note_host(struct kvx_dom *dom, struct gpu_flight *flight, int pinner)
+{
+	dom->build.host = true;
+	if (pinner == dom->device || flight_visit(flight, pinner) == 0)
+		return 0;
+	if (!(atomic_load(&gpu_shared()->lost_resets) & 1u << (unsigned)pinner))
+		return -ENODEV;
+	dom->build.unlocked = true;
+	return 0;
+}
+
 /* What kinds of memory the flight is about; -ENODEV: that of a device that is lost. */
 static int flight_note_end(struct kvx_dom *dom, struct gpu_flight *flight, const struct kvx_mr *mr)
 {
-	if (!mr->on_device) {
-		dom->build.host = true;
-		return 0;
-	}
+	if (!mr->on_device)
+		return flight_note_host(dom, flight, mr->pinner);
 	if (mr->device == dom->device)
 		return 0;
 	dom->build.peer = true;
@@ -80,17 +93,18 @@ static inline void build_add(struct kvx_dom *dom, struct gpu_flight *flight,
 	build->dst[build->n] = dst;
 	build->src[build->n] = src;
 	build->len[build->n++] = len;
+	flight->n_pieces++;
 }
 
 /* An op between two single ranges is one piece; one that runs over the end of a segment is cut
- * there. */
+ * there. What the flight has no room for is left for its next part. */
 static void op_add(struct kvx_dom *dom, struct gpu_flight *flight, struct gpu_stream *stream,
 		   const struct kvx_op *op)
 {
 	uint64_t local = op->local_offset, remote = op->remote_offset, left = op->len_bytes;
 	bool read = op->kind == KVX_OP_READ;
 
-	while (left > 0) {
+	while (left > 0 && flight->n_pieces < GPU_FLIGHT_PIECES) {
 		uint64_t local_room, remote_room, len = left;
 		uint64_t here = mr_addr(op->local, local, &local_room);
 		uint64_t there = mr_addr(op->remote->mr, remote, &remote_room);
@@ -102,6 +116,35 @@ static void op_add(struct kvx_dom *dom, struct gpu_flight *flight, struct gpu_st
 		remote += len;
 		left -= len;
 	}
+	if (left > 0) {
+		flight->rest = *op;
+		flight->rest.local_offset = local;
+		flight->rest.remote_offset = remote;
+		flight->rest.len_bytes = left;
+	}
+}
+
+static void flight_take(struct kvx_dom *dom, struct gpu_flight *flight, struct gpu_stream *stream,
+			const struct kvx_op *op)
+{
+	int err = op_check(op);
+
+	if (err == 0)
+		err = flight_note_end(dom, flight, op->local);
+	if (err == 0)
+		err = flight_note_end(dom, flight, op->remote->mr);
+	if (err == 0)
+		op_add(dom, flight, stream, op);
+	else if (flight->status == 0)
+		flight->status = err;
+}
+
+static void flight_begin(struct kvx_dom *dom, struct gpu_flight *flight)
+{
+	flight->n_pieces = flight->n_listed = 0;
+	flight->rest.len_bytes = 0;
+	dom->build.n = 0;
+	dom->build.host = dom->build.peer = dom->build.unlocked = false;
 }
 
 /* The stream with the fewest flights, and of these the one that waits longest. */
@@ -135,26 +178,34 @@ int gpu_post(struct kvx_ep *ep, const struct kvx_op *ops, unsigned n)
 	flight->ep = ep;
 	flight->cookie = ops[0].cookie;
 	flight->status = flight->vendor_code = 0;
-	flight->n_listed = 0;
 	flight->visits = 0;
-	dom->build.n = 0;
-	dom->build.host = dom->build.peer = false;
-	for (; taken < n && ops[taken].cookie == flight->cookie; taken++) {
-		int err = op_check(&ops[taken]);
-
-		if (err == 0)
-			err = flight_note_end(dom, flight, ops[taken].local);
-		if (err == 0)
-			err = flight_note_end(dom, flight, ops[taken].remote->mr);
-		if (err == 0)
-			op_add(dom, flight, stream, &ops[taken]);
-		else if (flight->status == 0)
-			flight->status = err;
-	}
+	flight_begin(dom, flight);
+	for (; taken < n && ops[taken].cookie == flight->cookie &&
+	       flight->n_pieces < GPU_FLIGHT_PIECES;
+	     taken++)
+		flight_take(dom, flight, stream, &ops[taken]);
 	flight->n_ops = taken;
 	ep->n_open++;
 	dom->n_out++;
 	gpu_flight_send(dom, flight, stream);
 	gpu_dom_leave(dom);
 	return (int)taken;
+}
+
+bool gpu_flight_go_on(struct kvx_dom *dom, struct gpu_flight *flight, struct gpu_stream *stream)
+{
+	struct kvx_ep *ep = flight->ep;
+	const struct kvx_op op = flight->rest;
+
+	if (op.len_bytes == 0 || flight->status < 0)
+		return false;
+	atomic_store(&ep->sending, true); /* a fence waits for it, or has been there */
+	bool may = !atomic_load(&ep->fenced);
+	if (may) {
+		flight_begin(dom, flight);
+		flight_take(dom, flight, stream, &op);
+		gpu_flight_send(dom, flight, stream);
+	}
+	atomic_store(&ep->sending, false);
+	return may;
 }

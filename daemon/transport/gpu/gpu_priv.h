@@ -4,18 +4,29 @@
  *   gpu.c           the table; opening and closing a domain          worker
  *   gpu_probe.c     the runtime of this process, its devices         any; once
  *   gpu_control.c   calls that may hang, on a thread with a deadline
- *   gpu_reg.c       memory: mapping, pinning, keys                   [mem] helpers
+ *   gpu_reg.c       a region's entry in a domain                     [mem] helpers
+ *   gpu_mapping.c   memory of the device: mapped, verified, closed   [mem] helpers
+ *   gpu_pin.c       memory of the host: page-locked                  [mem] helpers
+ *   gpu_peer.c      memory of other devices: peer access             [mem] helpers
+ *   gpu_key.c       keys of regions                                  worker
  *   gpu_verify.c    is a mapping what the client meant?              control thread
  *   gpu_post.c      ops become pieces, pieces become a flight        worker
  *   gpu_flight.c    a flight goes to a stream                        worker
  *   gpu_progress.c  flights that have landed, the fence              worker; fence: [cut] helper
+ *   gpu_watch.c     is an idle device still there?                   worker, control thread
  *   gpu_lost.c      what becomes of a lost device's copies           any; a thread of its own
+ *   gpu_access.c    what other threads may do with the device        any
+ *   gpu_event.c     events of engines, for who waits for them        watchers (xfer)
+ *   gpu_flush.c     memory that RDMA devices flush by                control thread
  *   gpu_gather.c    from which size on copies beat the kernel        control thread, at open
  *
- * A flight is what one post() sends: copies on one stream, and the event behind them. */
+ * A flight is what one post() sends: copies on one stream, and the event behind them. An op of very
+ * many pieces is more than a flight may hold: the flight goes out once more with its next pieces
+ * when those before have landed, and is reported with the last of them. */
 #ifndef KVX_GPU_BACKEND_PRIV_H
 #define KVX_GPU_BACKEND_PRIV_H
 
+#include <semaphore.h>
 #include <stdatomic.h>
 
 #include "base/metrics.h"
@@ -30,9 +41,11 @@
 #define GPU_MKEY_MAGIC 0x6b76676b65793031ull
 
 #define GPU_MAX_STREAMS   16u
-#define GPU_FLIGHTS       32u  /* of a domain, in flight at once */
-#define GPU_FLIGHT_COPIES 256u /* pieces of one flight: its ops, and their cuts at segment ends */
+#define GPU_FLIGHTS       32u   /* of a domain, in flight at once */
+#define GPU_FLIGHT_COPIES 256u  /* pieces that are handed to the runtime at once */
+#define GPU_FLIGHT_PIECES 1024u /* of one flight under way at once, cuts at segment ends too */
 #define GPU_BATCH_OPS     128u
+#define GPU_WATCH_NS      (1000 * 1000 * 1000ull) /* between two looks at an idle device */
 #define GPU_TICK_US       20 /* between two looks while flights are out and the worker sleeps */
 
 /* ---- the runtime (gpu_probe.c): one in this process, made by the first probe, for ever. */
@@ -40,9 +53,11 @@ struct gpu_shared {
 	struct kvx_gpu *gpu;
 	int n_devices;
 	struct kvx_gpu_device devices[KVX_GPU_MAX];
-	_Atomic uint32_t lost; /* bit set of devices */
-	/* Flights of other devices' domains that touch a device's memory. A domain counts first and
-	 * then looks whether the device is lost; who resets it does it the other way round. */
+	_Atomic uint32_t lost;        /* bit set of devices */
+	_Atomic uint32_t lost_resets; /* of these, those whose reset is over */
+	/* Flights of other devices' domains that touch a device's memory, or memory of the host
+	 * that it has page-locked. A domain counts first and then looks whether the device is lost;
+	 * who resets it does it the other way round. */
 	_Atomic unsigned n_visits[KVX_GPU_MAX];
 };
 /* NULL: none was found (yet). */
@@ -60,8 +75,13 @@ struct gpu_call {
 	int (*run)(struct gpu_call *call);   /* control thread */
 	void (*late)(struct gpu_call *call); /* control thread: undoes what run() did, frees it */
 	int status;
+	bool *out_begun; /* NULL, or where a call that times out says whether it had begun */
+	/* The control's: */
 	struct gpu_control *control;
-	void *sync; /* the control's */
+	bool waited; /* by somebody, who gives up or is told by `done` */
+	sem_t done;
+	_Atomic bool parted; /* who comes second to it knows that the other one has been there */
+	_Atomic bool begun;
 };
 /* device: for people. The thread is bound to none: calls see to that. */
 int gpu_control_create(const char *name, int device, struct gpu_control **out_control);
@@ -76,8 +96,6 @@ int gpu_control_call_always(struct gpu_control *control, struct gpu_call *call,
 			    uint64_t timeout_ns);
 /* Nobody waits: late() follows run(). */
 void gpu_control_send(struct gpu_control *control, struct gpu_call *call);
-/* Instead of destroy, from inside its last late(): the thread ends, and frees it. */
-void gpu_control_leave(struct gpu_control *control);
 
 /* ---- a domain */
 struct kvx_mr {
@@ -89,10 +107,12 @@ struct kvx_mr {
 	int device;     /* whose, -1: host */
 	uint64_t addr;  /* one range; 0: look into `segments` */
 	const struct kvx_gpu_mem *segments;
+	int pinner; /* host memory: the device that has page-locked it */
 	/* What this domain did for it, and undoes. */
 	void *pinned;              /* host memory that it pinned */
 	struct kvx_gpu_map **maps; /* of its bases; NULL: none */
 	uint32_t n_maps;
+	struct gpu_call give_back; /* that undoes it */
 };
 
 struct kvx_rkey {
@@ -103,6 +123,8 @@ struct kvx_ep {
 	struct kvx_dom *dom;
 	unsigned n_open; /* flights; worker */
 	_Atomic bool fenced;
+	_Atomic bool sending; /* the worker sends more of a flight: looks at `fenced` behind it */
+	_Atomic unsigned n_landed; /* flights: a fence waits as long as some land */
 };
 
 struct gpu_flight {
@@ -112,8 +134,10 @@ struct gpu_flight {
 	uint32_t n_ops;
 	int status; /* of handing it to the runtime */
 	int vendor_code;
+	unsigned n_pieces;          /* that are under way */
 	unsigned n_listed;          /* entries of `list` in use */
 	uint32_t visits;            /* bit set of other devices whose memory it touches */
+	struct kvx_op rest;         /* what is left of its last op; len_bytes 0: nothing */
 	struct kvx_gpu_piece *list; /* page-locked, GPU_FLIGHT_COPIES long: the kernel's */
 	struct gpu_flight *next;    /* of its stream, or of the free ones */
 };
@@ -129,6 +153,7 @@ struct gpu_stream {
 struct gpu_build {
 	unsigned n;
 	bool host, peer; /* some piece has an end in host memory; joins two devices */
+	bool unlocked;   /* some piece has an end in host memory that is page-locked no more */
 	uint64_t dst[GPU_FLIGHT_COPIES];
 	uint64_t src[GPU_FLIGHT_COPIES];
 	size_t len[GPU_FLIGHT_COPIES];
@@ -146,9 +171,17 @@ struct kvx_dom {
 
 	/* [mem] helpers and control thread */
 	struct gpu_control *control;
+	struct gpu_control *reset_control; /* idle until the device is lost */
+	struct gpu_call reset_call, close_call, watch_call;
+	_Atomic bool watch_out;    /* watch_call is the control thread's */
+	void *watch_event;         /* control thread */
+	_Atomic unsigned n_homes;  /* regions of the device's memory. [mem] helpers */
+	uint64_t watch_due_ns;     /* worker; 0: no time is set */
 	struct kvx_gpu_maps *maps; /* control thread */
 	uint8_t *scratch;          /* page-locked: control thread */
 	void *control_stream;      /* control thread */
+	uint64_t flush_base;       /* control thread; 0: none was asked for */
+	struct kvx_gpu_flush flush;
 	/* Bit sets of devices: peer access was asked for; it was granted. [reg] helper. */
 	_Atomic uint32_t peers_tried, peers_direct;
 
@@ -197,7 +230,9 @@ static inline void gpu_dom_leave(struct kvx_dom *dom)
 	atomic_fetch_sub(&dom->n_inside, 1);
 }
 
-/* gpu_lost.c. The device is used no more, and reset; text is static. Any thread. */
+/* gpu_lost.c */
+int gpu_reset_prepare(struct kvx_dom *dom);
+/* The device is used no more, and reset; text is static. Wakes the worker. Any thread. */
 void gpu_dom_lose(struct kvx_dom *dom, int code, const char *text);
 /* Waits for that, some seconds; false: it hangs. Not the worker thread. */
 bool gpu_dom_wait_reset(struct kvx_dom *dom);
@@ -206,6 +241,19 @@ bool gpu_dom_wait_reset(struct kvx_dom *dom);
 int gpu_mem_reg(struct kvx_dom *dom, uint32_t tenant, const struct kvx_mem *mem, uint32_t rights,
 		struct kvx_mr **out_mr);
 void gpu_mem_dereg(struct kvx_mr *mr);
+
+/* gpu_mapping.c */
+/* Maps the allocations of a region and tells it where they are. */
+int gpu_mr_map(struct kvx_mr *mr, struct kvx_gpu_mem *gpu);
+/* What gives back of an mr what its domain did for it, and frees it. Waits for that, not for ever.
+ */
+void gpu_mr_give_back(struct kvx_mr *mr);
+/* gpu_pin.c */
+int gpu_mr_pin(struct kvx_mr *mr, const struct kvx_mem *mem);
+/* gpu_peer.c: this device is to reach the other one's memory directly, if it can. */
+void gpu_dom_reach_peer(struct kvx_dom *dom, int peer);
+
+/* gpu_key.c */
 int gpu_mkey_pack(const struct kvx_mr *mr, void *buf, size_t buf_bytes);
 int gpu_rkey_unpack(struct kvx_ep *ep, const void *mkey, size_t len, struct kvx_rkey **out_rkey);
 void gpu_rkey_free(struct kvx_rkey *rkey);
@@ -221,6 +269,9 @@ int gpu_verify(struct kvx_dom *dom, const struct gpu_look *looks, uint32_t n, st
 /* It touches no memory of other devices any more. */
 void gpu_flight_leave(struct gpu_flight *flight);
 int gpu_post(struct kvx_ep *ep, const struct kvx_op *ops, unsigned n);
+/* What is left of the flight, which has landed and is on no stream, goes to this one. false:
+ * nothing is, or it must not go any more: the flight is over. */
+bool gpu_flight_go_on(struct kvx_dom *dom, struct gpu_flight *flight, struct gpu_stream *stream);
 
 /* gpu_flight.c */
 /* Hands what is in dom->build to the stream. */
@@ -228,10 +279,28 @@ void gpu_flight_flush(struct kvx_dom *dom, struct gpu_flight *flight, struct gpu
 /* And the event behind it: the flight is the stream's. */
 void gpu_flight_send(struct kvx_dom *dom, struct gpu_flight *flight, struct gpu_stream *stream);
 
+/* gpu_watch.c: worker. When it has to look again; 0: need not. */
+uint64_t gpu_watch_tick_ns(struct kvx_dom *dom);
+void gpu_watch(struct kvx_dom *dom);
+
 /* gpu_progress.c */
 int gpu_progress(struct kvx_dom *dom, struct kvx_tevent *events, unsigned max);
 int gpu_arm(struct kvx_dom *dom);
 int gpu_fence(struct kvx_ep *ep);
+
+/* gpu_access.c */
+extern const struct kvx_gpu_access gpu_access;
+
+/* gpu_event.c: as in struct kvx_gpu_access */
+int gpu_event_open_ipc(void *device, const uint8_t ipc[KVX_GPU_IPC_BYTES],
+		       struct kvx_gpu_event **out_event);
+void gpu_event_close_ipc(struct kvx_gpu_event *event);
+int gpu_event_query_ipc(struct kvx_gpu_event *event);
+
+/* gpu_flush.c */
+int gpu_flush_memory(void *device, struct kvx_gpu_flush *out_flush);
+/* With the domain; control thread. */
+void gpu_flush_unmake(struct kvx_dom *dom);
 
 /* gpu_gather.c: fills kernel and gather_max_bytes. wanted < 0: by measurement. */
 void gpu_gather_choose(struct kvx_dom *dom, int wanted);

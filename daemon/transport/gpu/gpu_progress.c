@@ -1,6 +1,8 @@
 /* What has landed: the events of the flights, looked at in the order of each stream, never waited
  * for. While flights are out and the worker sleeps, a timer has it look again. And the fence: the
- * streams run dry, or the device is reset. Worker thread; the fence on the worker's helper. */
+ * streams run dry, or the device is reset. Worker thread; the fence on the worker's helper. The
+ * fence has its deadline from one flight that lands to the next: what a flight is at most is fixed,
+ * how many there are is not the device's fault. */
 #include <errno.h>
 #include <sys/timerfd.h>
 #include <time.h>
@@ -13,11 +15,31 @@
 #define TICK_LOST_NS   1000000
 #define QUERY_TRIES    3u
 
-static void flight_report(struct kvx_dom *dom, struct gpu_stream *stream, int status,
-			  struct kvx_tevent *event)
+static struct gpu_flight *stream_pop(struct gpu_stream *stream)
 {
 	struct gpu_flight *flight = stream->first;
 
+	stream->first = flight->next;
+	if (stream->first == NULL)
+		stream->last = NULL;
+	stream->n--;
+	return flight;
+}
+
+static const char *flight_text(struct kvx_dom *dom, const struct gpu_flight *flight, int status)
+{
+	if (status == -ENODEV)
+		return atomic_load(&dom->lost) ? atomic_load(&dom->lost_text)
+					       : "the device of the other memory is lost";
+	return flight->vendor_code != 0 ? kvx_gpu_code_name(dom->gpu, flight->vendor_code) : NULL;
+}
+
+/* It is on no stream any more. */
+static void flight_report(struct kvx_dom *dom, struct gpu_flight *flight, int status,
+			  struct kvx_tevent *event)
+{
+	if (status == 0 && flight->rest.len_bytes > 0)
+		status = -ECANCELED; /* the fence came between */
 	*event = (struct kvx_tevent){
 	    .kind = KVX_TEV_OP_DONE,
 	    .status = status,
@@ -28,19 +50,12 @@ static void flight_report(struct kvx_dom *dom, struct gpu_stream *stream, int st
 	};
 	if (status < 0) {
 		kvx_counter_add(&dom->counters.errors, 1);
-		event->text = status == -ENODEV ? atomic_load(&dom->lost_text)
-			      : flight->vendor_code != 0
-				  ? kvx_gpu_code_name(dom->gpu, flight->vendor_code)
-				  : NULL;
+		event->text = flight_text(dom, flight, status);
 	}
 	kvx_counter_add(&dom->counters.completions, 1);
 	gpu_flight_leave(flight);
 	flight->ep->n_open--;
 	dom->n_out--;
-	stream->first = flight->next;
-	if (stream->first == NULL)
-		stream->last = NULL;
-	stream->n--;
 	flight->ep = NULL;
 	flight->next = dom->free_flights;
 	dom->free_flights = flight;
@@ -66,7 +81,10 @@ static unsigned stream_look(struct kvx_dom *dom, struct gpu_stream *stream,
 			break;
 		}
 		stream->n_tries = 0;
-		flight_report(dom, stream, flight->status, &events[n++]);
+		stream_pop(stream);
+		atomic_fetch_add(&flight->ep->n_landed, 1);
+		if (!gpu_flight_go_on(dom, flight, stream))
+			flight_report(dom, flight, flight->status, &events[n++]);
 	}
 	return n;
 }
@@ -89,7 +107,7 @@ static unsigned dom_report_lost(struct kvx_dom *dom, struct kvx_tevent *events, 
 		return n;
 	for (unsigned i = 0; i < dom->n_streams; i++)
 		while (dom->streams[i].first != NULL && n < max)
-			flight_report(dom, &dom->streams[i], -ENODEV, &events[n++]);
+			flight_report(dom, stream_pop(&dom->streams[i]), -ENODEV, &events[n++]);
 	return n;
 }
 
@@ -104,6 +122,7 @@ int gpu_progress(struct kvx_dom *dom, struct kvx_tevent *events, unsigned max)
 	}
 	if (atomic_load_explicit(&dom->lost, memory_order_relaxed))
 		n += dom_report_lost(dom, events + n, max - n);
+	gpu_watch(dom);
 	return (int)n;
 }
 
@@ -111,49 +130,86 @@ int gpu_arm(struct kvx_dom *dom)
 {
 	struct itimerspec tick = {.it_value.tv_nsec = 0}; /* off */
 
-	if (atomic_load(&dom->lost) && !dom->lost_told)
-		return -EAGAIN;
 	if (dom->n_out > 0)
 		tick.it_value.tv_nsec = atomic_load(&dom->lost) ? TICK_LOST_NS : GPU_TICK_US * 1000;
-	/* Setting it takes back what it has fired. */
-	return timerfd_settime(dom->timer_fd, 0, &tick, NULL) < 0 ? -EAGAIN : 0;
+	else
+		tick.it_value.tv_sec = (time_t)(gpu_watch_tick_ns(dom) / KVX_SEC);
+	/* Setting it takes back what it has fired: the word of a loss too, which therefore is
+	 * looked for behind it. */
+	if (timerfd_settime(dom->timer_fd, 0, &tick, NULL) < 0)
+		return -EAGAIN;
+	return atomic_load(&dom->lost) && !dom->lost_told ? -EAGAIN : 0;
 }
 
 /* ---- the fence */
 
-/* Everything that was on the streams when the fence began is through. -ETIMEDOUT. */
-static int dom_drain(struct kvx_dom *dom)
+/* How long a fence waits: anew with every flight that lands. */
+struct patience {
+	struct kvx_ep *ep;
+	uint64_t until;
+	unsigned n_landed;
+};
+
+static void patience_begin(struct patience *p, struct kvx_ep *ep)
+{
+	*p = (struct patience){ep, kvx_now_ns() + ep->dom->fence_timeout_ns,
+			       atomic_load(&ep->n_landed)};
+}
+
+/* A moment. 0; -ETIMEDOUT, -ENODEV. */
+static int patience_wait(struct patience *p)
 {
 	const struct timespec pause = {.tv_nsec = FENCE_PAUSE_NS};
-	uint64_t until = kvx_now_ns() + dom->fence_timeout_ns;
 
+	if (atomic_load(&p->ep->dom->lost))
+		return -ENODEV;
+	if (atomic_load(&p->ep->n_landed) != p->n_landed)
+		patience_begin(p, p->ep);
+	if (kvx_now_ns() >= p->until)
+		return -ETIMEDOUT;
+	nanosleep(&pause, NULL);
+	return 0;
+}
+
+static int event_wait(struct kvx_dom *dom, void *event, struct patience *p)
+{
+	int err;
+
+	while ((err = dom->gpu->ops->event_query(dom->gpu, event)) == -EAGAIN) {
+		err = patience_wait(p);
+		if (err < 0)
+			return err;
+	}
+	return err < 0 ? -ENODEV : 0;
+}
+
+/* Everything that was on the streams when the fence began is through. -ETIMEDOUT. */
+static int dom_drain(struct kvx_ep *ep)
+{
+	struct kvx_dom *dom = ep->dom;
+	struct patience p;
+	int err = 0;
+
+	patience_begin(&p, ep);
+	while (err == 0 && atomic_load(&ep->sending))
+		err = patience_wait(&p);
+	if (err < 0)
+		return err;
 	dom->gpu->ops->bind(dom->gpu, dom->device, NULL);
 	for (unsigned i = 0; i < dom->n_streams; i++)
 		if (dom->gpu->ops->event_record(dom->gpu, dom->fence_events[i],
 						dom->streams[i].stream) < 0)
 			return -ENODEV;
-	for (unsigned i = 0; i < dom->n_streams; i++) {
-		int err;
-
-		while ((err = dom->gpu->ops->event_query(dom->gpu, dom->fence_events[i])) ==
-		       -EAGAIN) {
-			if (atomic_load(&dom->lost))
-				return -ENODEV;
-			if (kvx_now_ns() >= until)
-				return -ETIMEDOUT;
-			nanosleep(&pause, NULL);
-		}
-		if (err < 0)
-			return -ENODEV;
-	}
-	return 0;
+	for (unsigned i = 0; err == 0 && i < dom->n_streams; i++)
+		err = event_wait(dom, dom->fence_events[i], &p);
+	return err;
 }
 
-static int dom_drain_inside(struct kvx_dom *dom)
+static int dom_drain_inside(struct kvx_ep *ep)
 {
-	int err = dom_drain(dom);
+	int err = dom_drain(ep);
 
-	gpu_dom_leave(dom);
+	gpu_dom_leave(ep->dom);
 	return err;
 }
 
@@ -163,7 +219,7 @@ int gpu_fence(struct kvx_ep *ep)
 
 	atomic_store(&ep->fenced, true);
 	if (!atomic_load(&dom->lost)) {
-		int err = gpu_dom_enter(dom) ? dom_drain_inside(dom) : -ENODEV;
+		int err = gpu_dom_enter(dom) ? dom_drain_inside(ep) : -ENODEV;
 
 		if (err == 0)
 			return 0;

@@ -42,7 +42,8 @@ void verbs_path_fini(struct kvx_dom *dom)
 
 const struct kvx_transport_ops kvx_verbs_ops = {
     .name = "verbs",
-    .caps = KVX_CAP_CROSS_NODE | KVX_CAP_CONNECT | KVX_CAP_EVENT_FD | KVX_CAP_BLOCKING_CONTROL,
+    .caps = KVX_CAP_CROSS_NODE | KVX_CAP_CONNECT | KVX_CAP_EVENT_FD | KVX_CAP_BLOCKING_CONTROL |
+	    KVX_CAP_DMABUF,
     .probe = verbs_probe,
     .open = verbs_open,
     .close = verbs_close,

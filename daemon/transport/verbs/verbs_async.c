@@ -25,6 +25,7 @@ void verbs_dom_lost(struct kvx_dom *dom, const char *text)
 	(void)epoll_ctl(dom->event_fd, EPOLL_CTL_DEL, dom->context->async_fd, NULL);
 	(void)epoll_ctl(dom->event_fd, EPOLL_CTL_DEL, dom->channel->fd, NULL);
 	verbs_dom_break_eps(dom, -ENODEV, 0, text);
+	verbs_park_break(dom, NULL, text);
 }
 
 void verbs_cq_break(struct kvx_dom *dom, const char *text)
@@ -98,9 +99,11 @@ static void on_qp_event(struct kvx_dom *dom, const struct ibv_async_event *event
 /* It may be up again by now: then its PORT_ACTIVE comes after this. */
 static void on_port_down(struct kvx_dom *dom)
 {
+	static const char text[] = "the port of this node's RDMA device went down";
+
 	(void)verbs_port_look(dom);
-	verbs_dom_break_eps(dom, -EHOSTUNREACH, IBV_EVENT_PORT_ERR,
-			    "the port of this node's RDMA device went down");
+	verbs_dom_break_eps(dom, -EHOSTUNREACH, IBV_EVENT_PORT_ERR, text);
+	verbs_park_break(dom, NULL, text); /* it may come back with another address */
 }
 
 void verbs_port_check(struct kvx_dom *dom)
@@ -123,7 +126,11 @@ static void on_event(struct kvx_dom *dom, const struct ibv_async_event *event)
 		on_qp_event(dom, event);
 		break;
 	case IBV_EVENT_CQ_ERR:
-		verbs_cq_break(dom, "the completion queue overran");
+		if (event->element.cq == dom->cq)
+			verbs_cq_break(dom, "the completion queue overran");
+		else
+			verbs_park_break(dom, event->element.cq,
+					 "a loopback's completion queue overran");
 		break;
 	case IBV_EVENT_DEVICE_FATAL:
 		verbs_dom_lost(dom, "the device reports a fatal error (see the kernel's log)");
@@ -135,8 +142,10 @@ static void on_event(struct kvx_dom *dom, const struct ibv_async_event *event)
 	case IBV_EVENT_PORT_ACTIVE:
 	case IBV_EVENT_GID_CHANGE: /* its address may come after the port */
 	case IBV_EVENT_PKEY_CHANGE:
-		if (my_port)
+		if (my_port) {
+			atomic_fetch_add(&dom->port_news, 1);
 			verbs_port_check(dom);
+		}
 		break;
 	default: /* nothing that an endpoint would not notice by itself */
 		break;

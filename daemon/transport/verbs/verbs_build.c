@@ -1,9 +1,13 @@
 /* From ops to work requests: the pure part of posting. One chain is built at a time, in the
  * domain's scratch, from the first ops of what post() was given. Neighbours on the other side share
  * a work request (several local pieces are gathered into one write, or one read is scattered over
- * them), neighbours on both sides one piece of it; an op that crosses the edge of a registered
- * chunk is split. Data thread; never allocates once it is set up, calls no verbs. Reads client
+ * them), neighbours on both sides one piece of it; an op that crosses the edge of a piece of either
+ * region is split. The last look before bytes move is here: whatever is above, or the other side,
+ * got wrong, no request that its device would refuse (and break the queue pair for all) is posted.
+ * Data thread; never allocates once it is set up, calls no verbs. Reads client
  * memory only for inline data, guarded. */
+#include "transport/verbs/verbs_build.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +15,7 @@
 #include "mem/guard.h"
 #include "transport/verbs/verbs_priv.h"
 
-/* A run of bytes within one chunk on either side. */
+/* A run of bytes within one registration on either side. */
 struct piece {
 	uint64_t local; /* as the device addresses it */
 	uint64_t remote;
@@ -36,11 +40,14 @@ struct cursor {
 
 int verbs_build_init(struct verbs_build *build, const struct verbs_build_limits *limits)
 {
-	size_t n = limits->max_wrs + VERBS_OP_WRS + 1;
-	size_t n_sges = n * limits->max_sge;
 	bool inlines = limits->inline_bytes > 0;
+	size_t n, n_sges;
 
 	*build = (struct verbs_build){.limits = *limits};
+	if (build->limits.op_wrs < limits->max_wrs + VERBS_OP_WRS)
+		build->limits.op_wrs = limits->max_wrs + VERBS_OP_WRS;
+	n = build->limits.op_wrs + 1;
+	n_sges = n * limits->max_sge;
 	build->wrs = calloc(n, sizeof(*build->wrs));
 	build->sges = calloc(n_sges, sizeof(*build->sges));
 	if (inlines) {
@@ -90,47 +97,37 @@ static int pair_check(const struct kvx_ep *ep, const struct kvx_op *op)
 	return 0;
 }
 
-static inline int place_check(const struct verbs_build *build, const struct kvx_op *op)
+/* Are the bytes of both made visible in one and the same way? */
+static bool flush_is_same(const struct kvx_mr *a, const struct kvx_mr *b, const struct kvx_rkey *c,
+			  const struct kvx_rkey *d)
 {
-	if (op->len_bytes == 0 || op->len_bytes > build->limits.max_op_bytes)
-		return -EINVAL;
-	if (!range_fits(op->local_offset, op->len_bytes, op->local->len_bytes) ||
-	    !range_fits(op->remote_offset, op->len_bytes, op->remote->len_bytes))
-		return -ERANGE;
-	return 0;
+	return a->flush == b->flush && c->flush_by == d->flush_by &&
+	       c->flush_addr == d->flush_addr && c->flush_rkey == d->flush_rkey;
 }
 
-/* The last look before bytes move: whatever is above, or the other side, got it wrong, no request
- * that its device would refuse (and break the queue pair for all) is posted. */
-int verbs_op_check(const struct verbs_build *build, const struct kvx_ep *ep,
-		   const struct kvx_op *op)
-{
-	int err = pair_check(ep, op);
-
-	return err == 0 ? place_check(build, op) : err;
-}
-
-/* As verbs_op_check(), for ops of one kind. */
-static inline int cursor_check(const struct verbs_build *build, struct cursor *cursor,
-			       const struct kvx_ep *ep, const struct kvx_op *op)
+/* May an op of this kind be in the chain? */
+static inline int cursor_check(struct cursor *cursor, const struct kvx_ep *ep,
+			       const struct kvx_op *op)
 {
 	int err;
 
-	if (op->local != cursor->mr || op->remote != cursor->rkey) {
-		err = pair_check(ep, op);
-		if (err < 0)
-			return err;
-		cursor->mr = op->local;
-		cursor->rkey = op->remote;
-	}
-	return place_check(build, op);
+	if (op->local == cursor->mr && op->remote == cursor->rkey)
+		return 0;
+	err = pair_check(ep, op);
+	if (err < 0)
+		return err;
+	if (cursor->mr != NULL && !flush_is_same(op->local, cursor->mr, op->remote, cursor->rkey))
+		return -EXDEV; /* it begins the next one */
+	cursor->mr = op->local;
+	cursor->rkey = op->remote;
+	return 0;
 }
 
 static inline const uint8_t *piece_host(const struct piece *piece)
 {
 	const struct kvx_mr *mr = piece->mr;
 
-	return mr->host != NULL ? mr->host + (piece->local - mr->base) : NULL;
+	return mr->host != 0 ? (const uint8_t *)(mr->host + piece->local) : NULL;
 }
 
 static inline void cursor_add_sge(struct verbs_build *build, struct cursor *cursor,
@@ -190,31 +187,27 @@ static inline __attribute__((always_inline)) bool build_add_piece(struct verbs_b
 	return true;
 }
 
-static uint64_t chunk_left(uint64_t at, uint32_t shift)
-{
-	return (((at >> shift) + 1) << shift) - at;
-}
-
-/* The next run of bytes of an op, `done` into it. */
+/* The next run of bytes of an op, `done` into it: as far as both sides go without a gap. */
 static struct piece op_piece(const struct kvx_op *op, uint64_t done)
 {
-	const struct kvx_mr *mr = op->local;
-	const struct kvx_rkey *rkey = op->remote;
-	struct piece piece = {
-	    .local = mr->base + op->local_offset + done,
-	    .remote = rkey->base + op->remote_offset + done,
-	    .len_bytes = op->len_bytes - done,
-	    .mr = mr,
-	};
-	uint64_t left = chunk_left(piece.local, mr->chunk_shift);
+	struct kvx_mr *mr = op->local;
+	struct kvx_rkey *rkey = op->remote;
+	uint64_t local = op->local_offset + done, remote = op->remote_offset + done;
+	struct piece piece = {.len_bytes = op->len_bytes - done, .mr = mr};
+	uint64_t left;
 
+	verbs_piece_find(&mr->hit, mr->pieces, mr->n_pieces, local);
+	verbs_piece_find(&rkey->hit, rkey->pieces, rkey->n_pieces, remote);
+	left = mr->hit.len_bytes - (local - mr->hit.start);
 	if (piece.len_bytes > left)
 		piece.len_bytes = left;
-	left = chunk_left(piece.remote, rkey->chunk_shift);
+	left = rkey->hit.len_bytes - (remote - rkey->hit.start);
 	if (piece.len_bytes > left)
 		piece.len_bytes = left;
-	piece.lkey = mr->lkeys[piece.local >> mr->chunk_shift];
-	piece.rkey = rkey->rkeys[piece.remote >> rkey->chunk_shift];
+	piece.local = local + mr->hit.delta;
+	piece.remote = remote + rkey->hit.delta;
+	piece.lkey = mr->hit.key;
+	piece.rkey = rkey->hit.key;
 	return piece;
 }
 
@@ -235,7 +228,7 @@ static int build_add_split(struct verbs_build *build, struct cursor *cursor,
 	struct piece piece;
 	bool joined;
 
-	if (n > build->limits.max_wrs + VERBS_OP_WRS)
+	if (n > build->limits.op_wrs)
 		return -EMSGSIZE;
 	if (n + build->n_wrs > max)
 		return 0;
@@ -246,37 +239,50 @@ static int build_add_split(struct verbs_build *build, struct cursor *cursor,
 	return 1;
 }
 
-/* Most ops: within one chunk on either side. */
-static inline bool op_is_whole(const struct kvx_op *op, uint64_t local, uint64_t remote)
+/* An op that is not where the last one was. 1, 0: no room, or an error. */
+static int build_add_far(struct verbs_build *build, struct cursor *cursor, const struct kvx_op *op,
+			 uint32_t room, uint32_t max)
 {
-	uint64_t last = op->len_bytes - 1;
-	uint32_t shift = op->local->chunk_shift;
-	uint32_t remote_shift = op->remote->chunk_shift;
+	struct piece piece;
+	bool joined;
 
-	return local >> shift == (local + last) >> shift &&
-	       remote >> remote_shift == (remote + last) >> remote_shift;
+	if (!range_fits(op->local_offset, op->len_bytes, op->local->len_bytes) ||
+	    !range_fits(op->remote_offset, op->len_bytes, op->remote->len_bytes))
+		return -ERANGE;
+	piece = op_piece(op, 0);
+	if (piece.len_bytes < op->len_bytes) {
+		/* The first op of a chain may make it longer than it should be. */
+		if (build->n_wrs == 0)
+			max = room < build->limits.op_wrs ? room : build->limits.op_wrs;
+		return build_add_split(build, cursor, op, max);
+	}
+	if (!build_add_piece(build, cursor, &piece, max, &joined))
+		return 0;
+	build->n_gathered += joined;
+	return 1;
 }
 
-/* 1, 0: no room, -EMSGSIZE */
+/* 1, 0: no room, or why it cannot be posted. Most ops are in the pieces of the one before, which
+ * are pieces of the regions: nothing else has to be checked. */
 static inline int build_add(struct verbs_build *build, struct cursor *cursor,
 			    const struct kvx_op *op, uint32_t room)
 {
 	uint32_t max = room < build->limits.max_wrs ? room : build->limits.max_wrs;
-	const struct kvx_mr *mr = op->local;
-	struct piece piece = {.local = mr->base + op->local_offset,
-			      .remote = op->remote->base + op->remote_offset,
-			      .len_bytes = op->len_bytes,
-			      .mr = mr};
+	const struct verbs_piece *here = &op->local->hit, *there = &op->remote->hit;
+	struct piece piece;
 	bool joined;
 
-	if (!op_is_whole(op, piece.local, piece.remote)) {
-		/* The first op of a chain may make it longer than it should be. */
-		if (build->n_wrs == 0 && room > max)
-			max = room < max + VERBS_OP_WRS ? room : max + VERBS_OP_WRS;
-		return build_add_split(build, cursor, op, max);
-	}
-	piece.lkey = mr->lkeys[piece.local >> mr->chunk_shift];
-	piece.rkey = op->remote->rkeys[piece.remote >> op->remote->chunk_shift];
+	if (op->len_bytes == 0 || op->len_bytes > build->limits.max_op_bytes)
+		return -EINVAL;
+	if (!verbs_piece_has(here, op->local_offset, op->len_bytes) ||
+	    !verbs_piece_has(there, op->remote_offset, op->len_bytes))
+		return build_add_far(build, cursor, op, room, max);
+	piece = (struct piece){.local = op->local_offset + here->delta,
+			       .remote = op->remote_offset + there->delta,
+			       .len_bytes = op->len_bytes,
+			       .lkey = here->key,
+			       .rkey = there->key,
+			       .mr = op->local};
 	if (!build_add_piece(build, cursor, &piece, max, &joined))
 		return 0;
 	build->n_gathered += joined;
@@ -300,7 +306,7 @@ unsigned verbs_build_chain(struct verbs_build *build, const struct kvx_ep *ep,
 		if (i > 0 && (op->cookie != ops[0].cookie || op->kind != ops[0].kind ||
 			      build->bytes >= build->limits.chain_bytes))
 			break;
-		rc = cursor_check(build, &cursor, ep, op);
+		rc = cursor_check(&cursor, ep, op);
 		if (rc == 0)
 			rc = build_add(build, &cursor, op, room);
 		if (rc <= 0)

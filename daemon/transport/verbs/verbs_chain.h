@@ -1,7 +1,7 @@
 /* The chains that are open on one queue pair, and the room they leave in its send queue. A reliable
  * connected queue pair completes its work requests in their order, and every chain ends in one that
- * completes aloud: so a completion belongs to the oldest open chain, or something is wrong. Pure;
- * data thread. */
+ * completes aloud: so a completion belongs to the oldest chain without one, or something is wrong.
+ * Pure; data thread. */
 #ifndef KVX_VERBS_CHAIN_H
 #define KVX_VERBS_CHAIN_H
 
@@ -42,11 +42,23 @@ static inline const struct verbs_chain *verbs_fifo_first(const struct verbs_fifo
 	return fifo->head == fifo->tail ? NULL : &fifo->ring[fifo->tail & fifo->mask];
 }
 
-/* Is this completion, by the number in its wr_id, that of the oldest open chain? */
+/* Is this completion, by the number in its wr_id, that of the oldest chain that has none yet? */
 static inline bool verbs_fifo_is_first(const struct verbs_fifo *fifo, uint64_t wr_id)
 {
-	return fifo->head != fifo->tail &&
-	       ((uint32_t)wr_id & VERBS_CHAIN_MASK) == (fifo->tail & VERBS_CHAIN_MASK);
+	return fifo->head != fifo->seen &&
+	       ((uint32_t)wr_id & VERBS_CHAIN_MASK) == (fifo->seen & VERBS_CHAIN_MASK);
+}
+
+/* Does it wait for nothing, and nothing before it? */
+static inline bool verbs_fifo_is_done(const struct verbs_fifo *fifo)
+{
+	return fifo->seen == fifo->tail && fifo->ring[fifo->tail & fifo->mask].flush == NULL;
+}
+
+/* That chain has completed, but is not done. */
+static inline struct verbs_chain *verbs_fifo_see(struct verbs_fifo *fifo)
+{
+	return &fifo->ring[fifo->seen++ & fifo->mask];
 }
 
 /* Takes the oldest chain out. It stays readable until the next push. */
@@ -54,6 +66,8 @@ static inline const struct verbs_chain *verbs_fifo_pop(struct verbs_fifo *fifo)
 {
 	const struct verbs_chain *chain = &fifo->ring[fifo->tail & fifo->mask];
 
+	if (fifo->seen == fifo->tail)
+		fifo->seen++;
 	fifo->tail++;
 	fifo->wrs_open -= chain->n_wrs;
 	fifo->bytes_open -= chain->bytes;

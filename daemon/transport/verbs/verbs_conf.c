@@ -141,6 +141,8 @@ int verbs_conf_fit(struct kvx_dom *dom, const struct kvx_verbs_conf *conf, struc
 		return rc;
 	dom->limits = (struct verbs_build_limits){
 	    .max_wrs = dom->conf.post_batch,
+	    .op_wrs = dom->conf.sq_depth - 1 < VERBS_MAX_OP_WRS ? dom->conf.sq_depth - 1
+								: VERBS_MAX_OP_WRS,
 	    .max_sge = dom->conf.max_sge,
 	    .inline_bytes = dom->conf.inline_bytes,
 	    .max_op_bytes = dom->conf.stripe_bytes,

@@ -296,6 +296,8 @@ void verbs_close(struct kvx_dom *dom)
 		return;
 	KVX_CHECK_MAGIC(dom, VERBS_DOM_MAGIC);
 	kvx_assert(atomic_load(&dom->n_eps) == 0);
+	kvx_assert(dom->flushes == NULL); /* no region is registered */
+	verbs_loops_close(dom);
 	verbs_path_fini(dom);
 	dom_free(dom);
 }

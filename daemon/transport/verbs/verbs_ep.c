@@ -141,8 +141,10 @@ static int ep_make(struct kvx_ep *ep, void *addr, size_t *addr_len)
 	};
 	int err = ep_read_port(ep, &mine); /* first: it may be down for long */
 
-	if (err == 0)
-		err = ep_make_rings(ep);
+	if (err < 0)
+		return err;
+	verbs_loop_mend(ep->dom, ep->tenant);
+	err = ep_make_rings(ep);
 	if (err == 0)
 		err = ep_make_flush(ep);
 	for (uint32_t i = 0; i < ep->n_qps && err == 0; i++) {

@@ -11,7 +11,6 @@
 #include "transport/verbs/verbs_chain.h"
 #include "transport/verbs/verbs_priv.h"
 
-#define FLUSH_READ_BYTES 8u
 /* What a work request weighs beside its bytes when the load of queue pairs is compared. */
 #define WR_WEIGHT_BYTES 4096u
 
@@ -38,12 +37,13 @@ static struct verbs_qp *ep_pick_qp(struct kvx_ep *ep, uint32_t room)
 	return best;
 }
 
-/* A short read of the other side's memory, whose answer cannot overtake the writes before it. */
+/* A short read of the other side's memory, whose answer cannot overtake the writes before it. Host
+ * memory: of the ep's page. */
 static void wr_fill_flush(const struct kvx_ep *ep, struct ibv_send_wr *wr)
 {
 	wr->sg_list[0] = (struct ibv_sge){
 	    .addr = (uintptr_t)ep->flush_page + VERBS_FLUSH_BYTES,
-	    .length = FLUSH_READ_BYTES,
+	    .length = VERBS_FLUSH_READ_BYTES,
 	    .lkey = ep->flush_mr->lkey,
 	};
 	wr->num_sge = 1;
@@ -51,6 +51,25 @@ static void wr_fill_flush(const struct kvx_ep *ep, struct ibv_send_wr *wr)
 	wr->send_flags = 0;
 	wr->wr.rdma.remote_addr = ep->remote_flush_addr;
 	wr->wr.rdma.rkey = ep->remote_flush_rkey;
+}
+
+/* GPU memory: of memory of the same GPU, the region's own where there is no other. */
+static void wr_aim_flush(const struct kvx_rkey *rkey, const struct ibv_send_wr *last,
+			 struct ibv_send_wr *wr)
+{
+	uint64_t bytes = 0;
+
+	if (rkey->flush_by == VERBS_FLUSH_MEMORY) {
+		wr->wr.rdma.remote_addr = rkey->flush_addr;
+		wr->wr.rdma.rkey = rkey->flush_rkey;
+		return;
+	}
+	for (int i = 0; i < last->num_sge; i++)
+		bytes += last->sg_list[i].length;
+	if (bytes < VERBS_FLUSH_READ_BYTES)
+		wr->sg_list[0].length = (uint32_t)bytes;
+	wr->wr.rdma.remote_addr = last->wr.rdma.remote_addr + bytes - wr->sg_list[0].length;
+	wr->wr.rdma.rkey = last->wr.rdma.rkey;
 }
 
 /* Posts the first n_wrs of the scratch as one chain. *out_posted: how many of them the device has
@@ -127,7 +146,9 @@ static int post_chain(struct kvx_ep *ep, const struct kvx_op *ops, unsigned n)
 {
 	struct kvx_dom *dom = ep->dom;
 	struct verbs_build *build = &dom->build;
-	bool flush = dom->conf.flush && ops[0].kind == KVX_OP_WRITE;
+	bool is_write = ops[0].kind == KVX_OP_WRITE;
+	bool to_gpu = is_write && ops[0].remote->flush_by != VERBS_FLUSH_EP;
+	bool flush = to_gpu || (is_write && dom->conf.flush);
 	uint32_t want = n < build->limits.max_wrs ? n : build->limits.max_wrs;
 	struct verbs_qp *qp = ep_pick_qp(ep, want + flush);
 	struct verbs_chain chain;
@@ -139,14 +160,18 @@ static int post_chain(struct kvx_ep *ep, const struct kvx_op *ops, unsigned n)
 		return 0;
 	if (verbs_build_chain(build, ep, ops, n, verbs_fifo_room(&qp->fifo) - flush, &status) == 0)
 		return status < 0 ? ep_refuse_op(ep, &ops[0], status) : 0;
-	if (ops[0].kind == KVX_OP_WRITE)
+	if (is_write)
 		n_inlined = verbs_build_inline(build);
 	if (flush)
 		wr_fill_flush(ep, &build->wrs[build->n_wrs]);
+	if (to_gpu)
+		wr_aim_flush(ops[0].remote, &build->wrs[build->n_wrs - 1],
+			     &build->wrs[build->n_wrs]);
 	chain = (struct verbs_chain){.cookie = ops[0].cookie,
 				     .bytes = build->bytes,
 				     .n_ops = build->n_ops,
-				     .n_wrs = build->n_wrs + flush};
+				     .n_wrs = build->n_wrs + flush,
+				     .flush = is_write ? NULL : ops[0].local->flush};
 	status = qp_post(ep, qp, chain.n_wrs, &n_posted);
 	if (status < 0)
 		return post_failed(ep, qp, &chain, n_posted, status);

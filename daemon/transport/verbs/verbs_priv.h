@@ -6,9 +6,10 @@
  *   chain  work requests posted with one doorbell, of which the last one completes aloud
  *
  * Threads (KVX_CAP_BLOCKING_CONTROL). [data] is the worker's thread: open, close, post, progress,
- * arm, rkey_*, ep_close, lease(> 0). Helpers: [mem] mem_reg, mem_dereg; [setup] listen, connect;
- * [fence] fence, lease(0). A field says who writes it; what more than one thread touches is
- * _Atomic, or is handed over by an atomic that the comment names. There is no lock.
+ * arm, rkey_*, ep_close, lease(> 0). Helpers: [mem] mem_reg, mem_dereg (one thread each); [setup]
+ * listen, connect; [fence] fence, lease(0). A field says who writes it; what more than one thread
+ * touches is _Atomic, or is handed over by an atomic that the comment names. There is no lock, but
+ * for helpers among themselves in verbs_flush.c.
  *
  * How a queue pair ends while others may use it: ep->hold counts who is using the ep's queue pairs
  * right now, and has a bit (VERBS_CUT) that lets nobody in any more. Who sets the bit while nobody
@@ -27,114 +28,24 @@
 #include "base/assert.h"
 #include "mem/region.h"
 #include "transport/transport.h"
+#include "transport/verbs/verbs_build.h"
 #include "transport/verbs/verbs_gid.h"
+#include "transport/verbs/verbs_mem.h"
 
-#define VERBS_DOM_MAGIC   0x6b76787672646f6dull
-#define VERBS_MAX_QPS     16u   /* of one ep */
-#define VERBS_MAX_EPS     1024u /* of one domain */
-#define VERBS_MAX_CHUNKS  28u   /* of one region: their keys fit into an mkey */
-#define VERBS_MAX_SGE     32u
-#define VERBS_MAX_DEPTH   32768u
-#define VERBS_MAX_INLINE  1024u
-#define VERBS_MAX_PORTS   4u  /* of a device, that are looked at */
-#define VERBS_MAX_WAITS   8u  /* different things that a port may wait for */
-#define VERBS_OP_WRS      4u  /* pieces of one op, beyond post_batch, for which there is room */
-#define VERBS_FLUSH_BYTES 64u /* what the other side may read of an ep's own memory */
-#define VERBS_STASH       16u /* completions that arm() takes out */
-#define VERBS_CUT         0x80000000u
-
-/* memory (verbs_mr.c) */
-
-/* A region, registered in chunks of 1 << chunk_shift bytes (the first and the last one may be
- * shorter) where the device takes no more at once; chunk_shift 63: in one piece. The device's
- * addresses in it are base + offset in the region: chunk i covers them from i << chunk_shift. base
- * is 0, but for a dma-buf that does not begin at a page: the device wants an address and what it
- * stands for to be alike below the page size. */
-struct kvx_mr {
-	struct kvx_dom *dom;
-	const uint8_t *host; /* what the CPU may read of it; NULL: it may not */
-	uint64_t len_bytes;
-	uint32_t tenant;
-	uint32_t rights;
-	uint32_t base;
-	uint32_t chunk_shift;
-	uint32_t n_chunks;
-	uint32_t lkeys[VERBS_MAX_CHUNKS];
-	struct ibv_mr *chunks[VERBS_MAX_CHUNKS];
-};
-
-/* A region of the other side. */
-struct kvx_rkey {
-	struct kvx_ep *ep;
-	uint64_t len_bytes;
-	uint32_t rights;
-	uint32_t base;
-	uint32_t chunk_shift;
-	uint32_t n_chunks;
-	uint32_t rkeys[VERBS_MAX_CHUNKS];
-};
-
-/* posting: pure (verbs_build.c) */
-
-/* What one chain may be. Fixed when the domain is opened. */
-struct verbs_build_limits {
-	uint32_t max_wrs;      /* of a chain, without its flush: post_batch */
-	uint32_t max_sge;      /* of a work request */
-	uint32_t inline_bytes; /* writes up to this size are inlined; 0: none */
-	uint64_t max_op_bytes; /* longest op; no work request is longer either */
-	uint64_t chain_bytes;  /* a chain that has as many takes no further op */
-};
-
-/* A chain being built; scratch of the domain [data]. wrs[] are linked already. */
-struct verbs_build {
-	struct verbs_build_limits limits;
-	struct ibv_send_wr *wrs; /* max_wrs + VERBS_OP_WRS + 1 */
-	struct ibv_sge *sges;    /* max_sge for each of them */
-	const uint8_t **hosts;   /* beside sges, of short ops only: where the CPU finds it */
-	uint64_t *wr_bytes;      /* beside wrs */
-	uint8_t *inlined;        /* inline_bytes for each of wrs */
-	uint32_t n_wrs;          /* in use */
-	uint32_t n_ops;          /* that they carry */
-	uint32_t n_gathered;     /* of them, those that share a work request */
-	uint64_t bytes;
-	uint64_t shortest; /* of the ops, in bytes */
-};
-
-/* Allocates (n arrays for these limits) and frees. */
-int verbs_build_init(struct verbs_build *build, const struct verbs_build_limits *limits);
-void verbs_build_fini(struct verbs_build *build);
-/* 0, or why this op cannot be posted: -EINVAL, -ERANGE, -EACCES. */
-int verbs_op_check(const struct verbs_build *build, const struct kvx_ep *ep,
-		   const struct kvx_op *op);
-/* Builds one chain of the first of these ops, at most room work requests: those of one kind and
- * cookie that pass verbs_op_check(). Returns how many ops it has (build->n_ops); 0: the first one
- * does not pass (*out_status < 0) or finds no room (*out_status 0; -EMSGSIZE: nor ever). The work
- * requests have no wr_id and no flags yet. */
-unsigned verbs_build_chain(struct verbs_build *build, const struct kvx_ep *ep,
-			   const struct kvx_op *ops, unsigned n, uint32_t room, int *out_status);
-/* Puts the data of short writes into their work requests, reading client memory. Returns how many;
- * none when the memory is not there. */
-unsigned verbs_build_inline(struct verbs_build *build);
-
-/* chains: pure (verbs_chain.h) */
-
-struct verbs_chain {
-	uint64_t cookie;
-	uint64_t bytes;
-	uint32_t n_ops; /* 0: a proof read */
-	uint32_t n_wrs;
-};
-
-/* Chains open on one queue pair, oldest first: a ring of sq_depth. A chain's number counts up;
- * together with ep index and generation it is the wr_id of all its work requests. [data] */
-struct verbs_fifo {
-	struct verbs_chain *ring; /* mask + 1 entries */
-	uint32_t mask;
-	uint32_t head, tail; /* chain numbers, wrapping: [tail, head) are open */
-	uint32_t depth;      /* work requests that fit into the send queue */
-	uint32_t wrs_open;
-	uint64_t bytes_open;
-};
+#define VERBS_DOM_MAGIC        0x6b76787672646f6dull
+#define VERBS_MAX_QPS          16u   /* of one ep */
+#define VERBS_MAX_EPS          1024u /* of one domain */
+#define VERBS_MAX_SGE          32u
+#define VERBS_MAX_DEPTH        32768u
+#define VERBS_MAX_INLINE       1024u
+#define VERBS_MAX_PORTS        4u /* of a device, that are looked at */
+#define VERBS_MAX_WAITS        8u /* different things that a port may wait for */
+#define VERBS_WHOLE_SHIFT      63u
+#define VERBS_FLUSH_BYTES      64u /* what the other side may read of an ep's own memory */
+#define VERBS_FLUSH_READ_BYTES 8u  /* what it does read */
+#define VERBS_LOOP_DEPTH       32u /* flushes of this node on the way at once, of one tenant */
+#define VERBS_STASH            16u /* completions that arm() takes out */
+#define VERBS_CUT              0x80000000u
 
 /* address of an ep: pure (verbs_addr.c) */
 
@@ -216,7 +127,7 @@ struct kvx_ep {
 	int down_status;
 	int down_vendor;
 	const char *down_text;
-	/* Ops refused by verbs_op_check(), all of one cookie; n 0: none. */
+	/* Ops that verbs_build_chain() refused, all of one cookie; n 0: none. */
 	uint64_t refused_cookie;
 	uint32_t refused_n;
 	int refused_status;
@@ -247,6 +158,20 @@ struct kvx_dom {
 	/* Protection domains, made when first used: any thread. */
 	_Atomic(struct ibv_pd *) pds[KVX_MAX_TENANTS];
 
+	/* GPU memory: flushes by verbs_flush.c, which lets one helper in at a time. */
+	_Atomic bool flush_taken;
+	struct verbs_flush *flushes;
+	uint64_t n_flushes; /* made so far */
+	/* Made with the first GPU region of a tenant, kept. */
+	_Atomic(struct verbs_loop *) loops[KVX_MAX_TENANTS];
+	_Atomic(struct verbs_left *) left; /* loopbacks that the device keeps: verbs_pair.c */
+	/* The port's own loopback did not answer: it is not waited for again before that time,
+	 * unless the port has told something since. [mem], but for the count. */
+	uint64_t no_loopback_until_ns;
+	uint32_t no_loopback_news;
+	struct kvx_why no_loopback_why;
+	_Atomic uint32_t port_news; /* [data] counts */
+
 	/* [data]; replaced only while cq_broken and n_eps is 0, which [setup] sees by cq_broken. */
 	struct ibv_cq *cq;
 
@@ -270,9 +195,11 @@ struct kvx_dom {
 	bool lost, lost_told, port_up_due;
 	const char *lost_text;
 	uint32_t turns;
-	uint32_t cq_closing;  /* part of cq_used that is given back once the queue was empty */
-	uint64_t look_ns;     /* when the port is looked at again; 0: when it says something */
-	uint64_t mend_ns;     /* when a new completion queue is tried again; 0: at once */
+	struct verbs_flush *busy; /* with reads wanted or on the way, see verbs_park.c */
+	bool release_due;         /* chains that have waited for a flush may be done */
+	uint32_t cq_closing;      /* part of cq_used that is given back once the queue was empty */
+	uint64_t look_ns;         /* when the port is looked at again; 0: when it says something */
+	uint64_t mend_ns;         /* when a new completion queue is tried again; 0: at once */
 	uint64_t next_due_ns; /* earliest of that, leases and proofs of all eps; UINT64_MAX: none */
 	uint64_t timer_ns;    /* what timer_fd is set to */
 	struct kvx_dom_counters counters; /* regs*: [mem]; the others: [data] */
@@ -282,7 +209,7 @@ struct kvx_dom {
 	unsigned n_wait_texts;
 };
 
-/* verbs_list.c, verbs_probe.c, verbs_dom.c, verbs_conf.c, verbs_mr.c: the device */
+/* verbs_list.c, verbs_probe.c, verbs_dom.c, verbs_conf.c: the device */
 
 /* ibv_get_device_list(), and what the library says on stderr meanwhile. NULL: errno. One thread at
  * a time; start-up only. */
@@ -335,13 +262,6 @@ struct ibv_pd *verbs_dom_pd(struct kvx_dom *dom, uint32_t tenant);
 int verbs_cq_create(struct kvx_dom *dom); /* fills cq and cq_entries; 0 or -errno */
 int verbs_cq_destroy(struct kvx_dom *dom);
 
-int verbs_mem_reg(struct kvx_dom *dom, uint32_t tenant, const struct kvx_mem *mem, uint32_t rights,
-		  struct kvx_mr **out_mr);
-void verbs_mem_dereg(struct kvx_mr *mr);
-int verbs_mkey_pack(const struct kvx_mr *mr, void *buf, size_t buf_bytes);
-int verbs_rkey_unpack(struct kvx_ep *ep, const void *mkey, size_t len, struct kvx_rkey **out_rkey);
-void verbs_rkey_free(struct kvx_rkey *rkey);
-
 /* verbs_err.c */
 
 int verbs_err(int err);                               /* errno of a verbs call (> 0) -> -errno */
@@ -372,8 +292,21 @@ int verbs_ep_wait_gone(struct kvx_ep *ep);
 
 /* verbs_qp.c [setup] */
 
-int verbs_qp_create(struct kvx_ep *ep, struct verbs_qp *qp); /* in INIT */
-/* To RTR and RTS, towards one of the other side. */
+/* What this end of a connection is. */
+struct verbs_end {
+	uint8_t gid[16];
+	uint8_t gid_index;
+	enum ibv_mtu mtu;
+	uint32_t psn; /* its first packet's */
+};
+int verbs_psn(uint32_t *out_psn); /* a random one; 0 or -EIO */
+/* In INIT. context: see verbs_wr_id(). 0 or -errno. Any helper. */
+int verbs_qp_make(struct kvx_dom *dom, struct ibv_pd *pd, struct ibv_cq *cq, uint32_t depth,
+		  uint64_t context, struct ibv_qp **out_qp);
+/* To RTR and RTS, towards one of the other side. Any helper. */
+int verbs_qp_join(const struct kvx_dom *dom, struct ibv_qp *ibqp, const struct verbs_end *mine,
+		  const struct verbs_addr *remote, const struct verbs_addr_qp *remote_qp);
+int verbs_qp_create(struct kvx_ep *ep, struct verbs_qp *qp);
 int verbs_qp_connect(struct kvx_ep *ep, struct verbs_qp *qp, const struct verbs_addr *remote,
 		     const struct verbs_addr_qp *remote_qp);
 int verbs_qp_destroy(struct ibv_qp *ibqp); /* 0 or -errno. Any thread */
@@ -388,9 +321,27 @@ int verbs_post_proofs(struct kvx_ep *ep); /* one read on every queue pair */
 /* verbs_progress.c [data] */
 
 int verbs_progress(struct kvx_dom *dom, struct kvx_tevent *events, unsigned max);
+/* One more of the n events or, where the last one is of the same batch, a larger one; how many
+ * there are then. */
+unsigned verbs_event_add_done(struct kvx_tevent *events, unsigned n, uint64_t cookie,
+			      uint32_t n_ops);
 int verbs_arm(struct kvx_dom *dom);
 void verbs_dom_attention(struct kvx_dom *dom); /* any thread: look at all eps; wakes a sleeper */
 struct kvx_ep *verbs_ep_find(struct kvx_dom *dom, uint64_t wr_id); /* NULL: gone */
+
+/* verbs_park.c [data]: reads into GPU memory are done when they are visible there */
+
+/* This chain has completed; it waits in its queue pair's fifo from now on. */
+void verbs_park(struct kvx_ep *ep, struct verbs_chain *chain);
+/* Takes up what flushes have brought and posts those that are wanted. */
+void verbs_park_turn(struct kvx_dom *dom);
+/* Adds what has become done to the n events; how many there are then. */
+unsigned verbs_park_release(struct kvx_dom *dom, struct kvx_tevent *events, unsigned n,
+			    unsigned max);
+int verbs_park_arm(struct kvx_dom *dom); /* 0; -EAGAIN: there is something to do now */
+void verbs_park_on_time(struct kvx_dom *dom, uint64_t now);
+/* Loops with this completion queue (NULL: all) bring nothing back any more. text: static. */
+void verbs_park_break(struct kvx_dom *dom, const struct ibv_cq *cq, const char *text);
 
 /* verbs_scan.c [data] */
 

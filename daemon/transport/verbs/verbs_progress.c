@@ -48,9 +48,8 @@ static void ep_on_proof(struct kvx_ep *ep)
 	ep->dom->scan_due = true;
 }
 
-/* One more event or, where the last one is of the same batch, a larger one. */
-static unsigned event_add_done(struct kvx_tevent *events, unsigned n, uint64_t cookie,
-			       uint32_t n_ops)
+unsigned verbs_event_add_done(struct kvx_tevent *events, unsigned n, uint64_t cookie,
+			      uint32_t n_ops)
 {
 	struct kvx_tevent *last = n > 0 ? &events[n - 1] : NULL;
 
@@ -93,8 +92,12 @@ static unsigned on_wc(struct kvx_dom *dom, const struct ibv_wc *wc, struct kvx_t
 	if (!verbs_fifo_is_first(fifo, wc->wr_id)) {
 		/* After a fence its chains were reported already. Else nothing that is known says
 		 * what is done and what is not. */
-		if (verbs_fifo_first(fifo) != NULL && ep->state != VERBS_EP_DOWN)
+		if (fifo->head != fifo->seen && ep->state != VERBS_EP_DOWN)
 			verbs_ep_break(ep, -EIO, 0, "completions came out of order: device fault");
+		return n;
+	}
+	if (!verbs_fifo_is_done(fifo)) {
+		verbs_park(ep, verbs_fifo_see(fifo));
 		return n;
 	}
 	chain = verbs_fifo_pop(fifo);
@@ -102,7 +105,7 @@ static unsigned on_wc(struct kvx_dom *dom, const struct ibv_wc *wc, struct kvx_t
 		ep_on_proof(ep);
 		return n;
 	}
-	return event_add_done(events, n, chain->cookie, chain->n_ops);
+	return verbs_event_add_done(events, n, chain->cookie, chain->n_ops);
 }
 
 static int cq_take(struct kvx_dom *dom, struct ibv_wc *wcs, unsigned max)
@@ -190,12 +193,17 @@ static void look_around(struct kvx_dom *dom)
 
 int verbs_progress(struct kvx_dom *dom, struct kvx_tevent *events, unsigned max)
 {
-	unsigned n = 0;
+	unsigned n = 0, most;
 	bool empty;
 
 	look_around(dom);
 	/* News finds room in any case: a fence may depend on it. */
-	empty = cq_read(dom, events, dom->scan_due ? max - max / 4 : max, &n);
+	most = dom->scan_due ? max - max / 4 : max;
+	empty = cq_read(dom, events, most, &n);
+	if (dom->busy != NULL || dom->release_due) {
+		verbs_park_turn(dom);
+		n = verbs_park_release(dom, events, n, most);
+	}
 	/* First what is known to have succeeded, then what a fence leaves: but a busy queue does
 	 * not hold up news for long. */
 	if (dom->scan_due && (empty || ++dom->scan_waits > SCAN_WAITS)) {
@@ -255,6 +263,9 @@ int verbs_arm(struct kvx_dom *dom)
 		return -EAGAIN;
 	if (!dom->lost && arm_cq(dom) != 0)
 		return -EAGAIN;
+	if (dom->busy != NULL || dom->release_due)
+		if (verbs_park_arm(dom) != 0)
+			return -EAGAIN;
 	arm_timer(dom);
 	dom->armed = true;
 	return 0;

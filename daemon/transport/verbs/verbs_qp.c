@@ -1,6 +1,6 @@
 /* One queue pair: making it, taking it to INIT, towards the other side's to RTR and RTS with the
- * values of the configuration, destroying it. Set-up thread; destroying: any thread. A queue pair
- * is never put back into RESET: it is destroyed and another one made. */
+ * values of the configuration, destroying it. Any helper thread; destroying: any thread. A queue
+ * pair is never put back into RESET: it is destroyed and another one made. */
 #include <errno.h>
 #include <string.h>
 
@@ -9,9 +9,8 @@
 
 #define PSN_MASK 0xffffffu
 
-static int qp_to_init(const struct kvx_ep *ep, struct ibv_qp *ibqp)
+static int qp_to_init(const struct kvx_dom *dom, struct ibv_qp *ibqp)
 {
-	const struct kvx_dom *dom = ep->dom;
 	struct ibv_qp_attr attr = {
 	    .qp_state = IBV_QPS_INIT,
 	    .pkey_index = (uint16_t)dom->conf.pkey_index,
@@ -25,13 +24,14 @@ static int qp_to_init(const struct kvx_ep *ep, struct ibv_qp *ibqp)
 
 /* Nothing is ever received into one: data goes by RDMA only. A few devices refuse a receive queue
  * of no entries, so it has one. */
-static void qp_init_attr(const struct kvx_dom *dom, struct ibv_qp_init_attr *out_attr)
+static void qp_init_attr(const struct kvx_dom *dom, struct ibv_cq *cq, uint32_t depth,
+			 struct ibv_qp_init_attr *out_attr)
 {
 	*out_attr = (struct ibv_qp_init_attr){
-	    .send_cq = dom->cq,
-	    .recv_cq = dom->cq,
+	    .send_cq = cq,
+	    .recv_cq = cq,
 	    .qp_type = IBV_QPT_RC,
-	    .cap = {.max_send_wr = dom->conf.sq_depth,
+	    .cap = {.max_send_wr = depth,
 		    .max_recv_wr = 1,
 		    .max_send_sge = dom->limits.max_sge,
 		    .max_recv_sge = 1,
@@ -39,60 +39,77 @@ static void qp_init_attr(const struct kvx_dom *dom, struct ibv_qp_init_attr *out
 	};
 }
 
-int verbs_qp_create(struct kvx_ep *ep, struct verbs_qp *qp)
+int verbs_qp_make(struct kvx_dom *dom, struct ibv_pd *pd, struct ibv_cq *cq, uint32_t depth,
+		  uint64_t context, struct ibv_qp **out_qp)
 {
 	struct ibv_qp_init_attr attr;
 	struct ibv_qp *ibqp;
 	int err;
 
-	qp_init_attr(ep->dom, &attr);
-	/* A number, not a pointer: see verbs_wr_id(). */
-	attr.qp_context = (void *)(uintptr_t)verbs_wr_id(ep, 0, 0);
-	err = verbs_random(&qp->psn, sizeof(qp->psn));
-	if (err < 0)
-		return err;
-	qp->psn &= PSN_MASK;
+	qp_init_attr(dom, cq, depth, &attr);
+	attr.qp_context = (void *)(uintptr_t)context; /* a number, not a pointer */
 	errno = 0;
-	ibqp = ibv_create_qp(ep->pd, &attr);
+	ibqp = ibv_create_qp(pd, &attr);
 	if (ibqp == NULL)
 		return verbs_err(errno != 0 ? errno : ENOMEM);
-	err = qp_to_init(ep, ibqp);
+	err = qp_to_init(dom, ibqp);
 	if (err < 0) {
 		(void)verbs_qp_destroy(ibqp);
 		return err;
 	}
+	*out_qp = ibqp;
+	return 0;
+}
+
+int verbs_psn(uint32_t *out_psn)
+{
+	uint32_t psn;
+	int err = verbs_random(&psn, sizeof(psn));
+
+	if (err == 0)
+		*out_psn = psn & PSN_MASK;
+	return err;
+}
+
+int verbs_qp_create(struct kvx_ep *ep, struct verbs_qp *qp)
+{
+	struct kvx_dom *dom = ep->dom;
+	struct ibv_qp *ibqp;
+	int err = verbs_psn(&qp->psn);
+
+	if (err == 0)
+		err = verbs_qp_make(dom, ep->pd, dom->cq, dom->conf.sq_depth, verbs_wr_id(ep, 0, 0),
+				    &ibqp);
+	if (err < 0)
+		return err;
 	qp->qpn = ibqp->qp_num;
 	atomic_store_explicit(&qp->ibqp, ibqp, memory_order_release);
 	atomic_fetch_add_explicit(&ep->n_alive, 1, memory_order_relaxed);
 	return 0;
 }
 
-static void qp_fill_path(const struct kvx_ep *ep, const struct verbs_addr *remote,
-			 struct ibv_ah_attr *out_path)
+static void qp_fill_path(const struct kvx_dom *dom, const struct verbs_end *mine,
+			 const struct verbs_addr *remote, struct ibv_ah_attr *out_path)
 {
-	const struct kvx_dom *dom = ep->dom;
-
 	*out_path = (struct ibv_ah_attr){
 	    .dlid = remote->lid,
 	    .sl = (uint8_t)dom->conf.service_level,
 	    .port_num = dom->port,
-	    .is_global = dom->ethernet || memcmp(remote->gid, ep->gid, 8) != 0,
-	    .grh = {.sgid_index = ep->gid_index,
+	    .is_global = dom->ethernet || memcmp(remote->gid, mine->gid, 8) != 0,
+	    .grh = {.sgid_index = mine->gid_index,
 		    .hop_limit = (uint8_t)dom->conf.hop_limit,
 		    .traffic_class = (uint8_t)dom->conf.traffic_class},
 	};
 	memcpy(out_path->grh.dgid.raw, remote->gid, sizeof(remote->gid));
 }
 
-int verbs_qp_connect(struct kvx_ep *ep, struct verbs_qp *qp, const struct verbs_addr *remote,
-		     const struct verbs_addr_qp *remote_qp)
+int verbs_qp_join(const struct kvx_dom *dom, struct ibv_qp *ibqp, const struct verbs_end *mine,
+		  const struct verbs_addr *remote, const struct verbs_addr_qp *remote_qp)
 {
-	const struct kvx_dom *dom = ep->dom;
-	struct ibv_qp *ibqp = atomic_load_explicit(&qp->ibqp, memory_order_acquire);
 	uint32_t reads = dom->conf.max_rd_atomic;
 	struct ibv_qp_attr attr = {
 	    .qp_state = IBV_QPS_RTR,
-	    .path_mtu = remote->mtu < ep->mtu ? remote->mtu : ep->mtu,
+	    .path_mtu = remote->mtu < mine->mtu ? remote->mtu : mine->mtu,
 	    .dest_qp_num = remote_qp->qpn,
 	    .rq_psn = remote_qp->psn,
 	    .max_dest_rd_atomic = (uint8_t)dom->max_dest_reads,
@@ -100,7 +117,7 @@ int verbs_qp_connect(struct kvx_ep *ep, struct verbs_qp *qp, const struct verbs_
 	};
 	int err;
 
-	qp_fill_path(ep, remote, &attr.ah_attr);
+	qp_fill_path(dom, mine, remote, &attr.ah_attr);
 	err = verbs_err(ibv_modify_qp(ibqp, &attr,
 				      IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN |
 					  IBV_QP_RQ_PSN | IBV_QP_MAX_DEST_RD_ATOMIC |
@@ -113,7 +130,7 @@ int verbs_qp_connect(struct kvx_ep *ep, struct verbs_qp *qp, const struct verbs_
 		reads = remote->max_reads;
 	attr = (struct ibv_qp_attr){
 	    .qp_state = IBV_QPS_RTS,
-	    .sq_psn = qp->psn,
+	    .sq_psn = mine->psn,
 	    .timeout = (uint8_t)dom->conf.timeout,
 	    .retry_cnt = (uint8_t)dom->conf.retry_count,
 	    .rnr_retry = (uint8_t)dom->conf.rnr_retry,
@@ -123,6 +140,16 @@ int verbs_qp_connect(struct kvx_ep *ep, struct verbs_qp *qp, const struct verbs_
 				       IBV_QP_STATE | IBV_QP_SQ_PSN | IBV_QP_TIMEOUT |
 					   IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY |
 					   IBV_QP_MAX_QP_RD_ATOMIC));
+}
+
+int verbs_qp_connect(struct kvx_ep *ep, struct verbs_qp *qp, const struct verbs_addr *remote,
+		     const struct verbs_addr_qp *remote_qp)
+{
+	struct ibv_qp *ibqp = atomic_load_explicit(&qp->ibqp, memory_order_acquire);
+	struct verbs_end mine = {.gid_index = ep->gid_index, .mtu = ep->mtu, .psn = qp->psn};
+
+	memcpy(mine.gid, ep->gid, sizeof(mine.gid));
+	return verbs_qp_join(ep->dom, ibqp, &mine, remote, remote_qp);
 }
 
 int verbs_qp_destroy(struct ibv_qp *ibqp)
@@ -148,7 +175,7 @@ int verbs_qp_try(struct kvx_dom *dom, struct kvx_why *why)
 	int err = ENOMEM;
 
 	while (pd != NULL && ibqp == NULL) {
-		qp_init_attr(dom, &attr);
+		qp_init_attr(dom, dom->cq, dom->conf.sq_depth, &attr);
 		errno = 0;
 		ibqp = ibv_create_qp(pd, &attr);
 		err = errno;

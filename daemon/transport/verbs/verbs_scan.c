@@ -148,7 +148,12 @@ static bool ep_tell_refused(struct kvx_ep *ep, struct sink *sink)
 				   .status = ep->refused_status,
 				   .cookie = ep->refused_cookie,
 				   .n_ops = ep->refused_n,
-				   .text = "outside of what the region or its key allows"};
+				   .text = ep->refused_status == -EMSGSIZE
+					       ? "the op is in more pieces of memory than a queue "
+						 "pair takes at once (verbs.sq_depth less one, "
+						 "256 at most): use larger allocations, or lower "
+						 "verbs.stripe_bytes"
+					       : "outside of what the region or its key allows"};
 
 	if (ep->refused_n == 0)
 		return true;
@@ -257,6 +262,7 @@ void verbs_on_time(struct kvx_dom *dom)
 		dom_due(dom, ep->lease_ns);
 		dom_due(dom, ep->prove_ns);
 	}
+	verbs_park_on_time(dom, now);
 	if (dom->mend_ns > now)
 		dom_due(dom, dom->mend_ns);
 	if (dom->look_ns != 0 && now >= dom->look_ns)

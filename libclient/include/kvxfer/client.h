@@ -360,7 +360,8 @@ struct kvxfer_region_options {
  * @param options    NULL: no name, no access, no layout; not kept.
  * @return 0; -EDQUOT over the daemon's quota of regions or bytes; -EINVAL a plane leaves the
  * region; -EEXIST another region of the tenant is published on this node under the name; -EACCES
- * publish without access bits; -ENOMEM; -ETIMEDOUT; -ECONNRESET.
+ * publish without access bits; -EMFILE this process has no file descriptor left; -ENOMEM;
+ * -ETIMEDOUT; -ECONNRESET.
  */
 int kvxfer_region_alloc(struct kvxfer_client *client, uint64_t len_bytes,
 			const struct kvxfer_region_options *options,
@@ -396,7 +397,10 @@ struct kvxfer_gpu_segment {
  * after kvxfer_region_unregister() (what is freed before keeps its pages until then). To make sure
  * that the daemon sees the right memory, some 16 bytes at up to 16 places of the region are
  * overwritten for the moment of this call and then put back; with KVXFER_REGION_IN_USE they are
- * only read and compared, which memory that has one value everywhere passes in any case. Set-up
+ * only read and compared, which memory that has one value everywhere passes in any case. Where the
+ * daemon has RDMA devices that take them, the first 250 allocations are exported as dma-bufs, which
+ * takes two file descriptors for each until the call returns; without so many the region is
+ * registered all the same, and the daemon's log says that RDMA may not reach it, and why. Set-up
  * call.
  * @param segments    [n_segments]; copied.
  * @param options     NULL: no name, no access, no layout; not kept.
@@ -536,6 +540,78 @@ struct kvxfer_ops {
 	uint64_t len;                   /**< when lens is NULL: > 0 */
 };
 
+/** Bytes of an event as GPU runtimes share it between processes. */
+#define KVXFER_WAIT_EVENT_BYTES 64
+
+enum kvxfer_wait_kind {
+	KVXFER_WAIT_NONE = 0,
+	KVXFER_WAIT_EVENT = 1, /**< what the GPU had to do before the event is done */
+	KVXFER_WAIT_FLAG = 2   /**< a number in host memory has reached a value */
+};
+
+/**
+ * What the daemon waits for before it touches a byte of a list of a transfer, so that the engine
+ * need not: with WRITE, until its kernels have written the blocks; with READ, until they have used
+ * what is overwritten. Zero-initialise.
+ *
+ * EVENT: an event of the GPU runtime that was made for several processes (cudaEventInterprocess |
+ * cudaEventDisableTiming; the same of HIP; torch.cuda.Event(interprocess=True)). Record it first,
+ * then submit: an event that was never recorded counts as reached. Recorded again while a transfer
+ * that names it has not ended, it stands for the later record, also for lists that were to wait for
+ * the earlier one (and where the stream itself waits for that transfer, neither comes to an end):
+ * record it again only after the terminal event of the last transfer that names it. When the event
+ * was reached says nothing: the daemon may not have looked yet.
+ *
+ * Make a few events and keep them until the client is closed. The daemon keeps up to 256 of a
+ * client and device open after their transfers have ended, and knows them by their bytes alone: an
+ * event that is destroyed earlier, and another one that is made in its place with the same bytes,
+ * may be taken for the old one, which counts as reached. At the least, an event must live until the
+ * terminal event of the last transfer that names it.
+ *
+ * FLAG: 8 bytes of an own region of host memory, aligned, read as a little-endian u64: the list
+ * goes once it is `value` or more. For whatever can write host memory when it is done: another
+ * thread (release order), a callback of a stream, a kernel that writes page-locked memory.
+ *
+ * The daemon looks at both about every 20 us, while something waits. Neither is waited for longer
+ * than the transfer's deadline; one that cannot come any more ends the transfer:
+ * - KVXFER_DEVICE_LOST (-ENODEV): the GPU of the event is lost;
+ * - KVXFER_INVALID (-EINVAL): no such event, or a wait that cannot be (region of the wrong kind);
+ * - KVXFER_NOT_FOUND (-ENOENT): no such region;
+ * - KVXFER_RANGE (-ERANGE): the flag is not inside of its region;
+ * - KVXFER_TRANSPORT (-EIO): opening the event hangs, or the runtime gave an error when asked for
+ * it;
+ * - KVXFER_UNSUPPORTED (-EOPNOTSUPP): its GPU runtime cannot share events: use a flag;
+ * - KVXFER_MEMORY_FAULT (-EFAULT): the flag's memory cannot be read;
+ * - KVXFER_REGION_LOST (-EOWNERDEAD): its region was unregistered;
+ * - KVXFER_QUOTA (-EDQUOT): too many of the client's lists wait;
+ * - KVXFER_NO_MEMORY (-ENOMEM): the daemon has no memory for it.
+ */
+struct kvxfer_wait {
+	size_t struct_bytes;                    /**< sizeof(struct kvxfer_wait) */
+	int kind;                               /**< enum kvxfer_wait_kind; NONE: as no wait */
+	uint8_t event[KVXFER_WAIT_EVENT_BYTES]; /**< EVENT: by kvxfer_wait_for_event(), or what
+						   cudaIpcGetEventHandle() gave */
+	struct kvxfer_region *region; /**< EVENT: any region in memory of the event's device; NULL:
+					 the transfer's own. FLAG: where the number is */
+	uint64_t offset;              /**< FLAG: of the number in the region; a multiple of 8 */
+	uint64_t value;               /**< FLAG */
+};
+
+/**
+ * Fills a wait for an event of this process, by the runtime (CUDA or HIP) that the process has
+ * loaded: that of the client's GPU regions where it has any. May be done once for an event that is
+ * recorded again and again: the same bytes stand for it. Asks the runtime, but does not wait for
+ * the GPU; a data call. The caller names a region where the transfer's own is of another device.
+ * @param event     CUevent, cudaEvent_t or hipEvent_t.
+ * @param out_wait  the caller sets struct_bytes and zeroes the rest; all but struct_bytes is
+ * filled, at most so many bytes of it.
+ * @return 0; -EINVAL struct_bytes is wrong, the event was not made for several processes or times
+ * (kvxfer_client_error() says so), or both CUDA and HIP are loaded and no GPU region says which;
+ * -EOPNOTSUPP the runtime cannot share events, or none is loaded; -ENODEV its GPU is lost;
+ * -ECONNRESET. Since 0.1.
+ */
+int kvxfer_wait_for_event(struct kvxfer_client *client, void *event, struct kvxfer_wait *out_wait);
+
 /** Zero-initialise. Exactly one of blocks and ops, or with `streaming` at most one. Source ranges
  * of a transfer may overlap; destination ranges must not (their content would be undefined). */
 struct kvxfer_transfer {
@@ -553,6 +629,8 @@ struct kvxfer_transfer {
 	int streaming;        /**< 1: appends follow, ended by kvxfer_transfer_seal() */
 	const char *label;    /**< NULL, or the engine's name for it (its request id), at most
 				 KVXFER_LABEL_MAX bytes; shown by kvxferctl on both nodes; copied */
+	const struct kvxfer_wait *wait; /**< NULL, or what must have happened before a byte of
+					   blocks or ops moves; copied */
 };
 
 /**
@@ -560,10 +638,10 @@ struct kvxfer_transfer {
  * does not take at once is sent by dispatch and wait.
  * @param out_transfer  its id: never 0, never used again by this client. May be NULL.
  * @return 0: accepted, exactly one KVXFER_EVENT_TERMINAL follows, also for what only the daemon can
- * refuse (range, layout, quota). -EINVAL arguments wrong or of another client; -EMSGSIZE over a
- * limit of kvxfer_client_limits(); -EAGAIN 64 MiB of requests wait because the daemon does not read
- * them: dispatch, and try again; -ENOMEM; -ECONNRESET. After an error nothing was submitted and no
- * event follows.
+ * refuse (range, layout, quota). -EINVAL arguments wrong or of another client; -EOPNOTSUPP a wait,
+ * and the daemon is too old for it; -EMSGSIZE over a limit of kvxfer_client_limits(); -EAGAIN 64
+ * MiB of requests wait because the daemon does not read them: dispatch, and try again; -ENOMEM;
+ * -ECONNRESET. After an error nothing was submitted and no event follows.
  */
 int kvxfer_transfer_submit(struct kvxfer_client *client, const struct kvxfer_transfer *transfer,
 			   uint64_t *out_transfer);
@@ -576,6 +654,19 @@ int kvxfer_transfer_submit(struct kvxfer_client *client, const struct kvxfer_tra
  */
 int kvxfer_transfer_append(struct kvxfer_client *client, uint64_t transfer,
 			   const struct kvxfer_blocks *blocks, const struct kvxfer_ops *ops);
+
+/**
+ * As kvxfer_transfer_append(), but none of the list's bytes moves before `wait` is over: one append
+ * for each layer, each with the event behind that layer's kernels, and the engine's thread never
+ * waits. Lists of a transfer go in the order of their appends: what is appended later, with or
+ * without a wait, goes behind it. Data call.
+ * @param wait  NULL, or of kind NONE: as kvxfer_transfer_append(); copied.
+ * @return as kvxfer_transfer_append(); -EINVAL a wait that cannot be; -EOPNOTSUPP the daemon is too
+ * old for it. Since 0.1.
+ */
+int kvxfer_transfer_append_after(struct kvxfer_client *client, uint64_t transfer,
+				 const struct kvxfer_blocks *blocks, const struct kvxfer_ops *ops,
+				 const struct kvxfer_wait *wait);
 
 /**
  * Ends the appending: the transfer ends when all that was appended has moved. Data call.

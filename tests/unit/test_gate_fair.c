@@ -1,0 +1,189 @@
+/* Gates of several clients on one device: one with thousands of gates, with events that answer
+ * errors, or whose calls hang, costs the others neither their transfers nor much time. Without
+ * threads: each drain is one turn of every watcher. */
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/clock.h"
+#include "gate_fake.h"
+#include "test_end.h"
+
+#define GREEDY 5
+#define OTHER  6
+
+static struct gate_fake gpu;
+static struct kvx_gates *gates;
+static struct kvx_region flags;
+static uint64_t flag = 7;
+static unsigned n_back[8];
+static int last_status;
+
+static void back(void *arg, int status, const char *text)
+{
+	n_back[(uintptr_t)arg]++;
+	last_status = status;
+}
+
+static void setup(void)
+{
+	const struct kvx_gates_conf conf = {.threaded = false};
+
+	kvx_role_set_loop();
+	gate_fake_init(&gpu);
+	flags.id = 9;
+	flags.state = KVX_REGION_LIVE;
+	flags.mem.ops = &kvx_mem_host_ops;
+	flags.mem.addr = (uint8_t *)&flag;
+	flags.mem.len_bytes = sizeof(flag);
+	cr_assert_eq(kvx_gates_create(&conf, &gates), 0);
+}
+
+static void teardown(void)
+{
+	kvx_gates_forget(gates, GREEDY);
+	kvx_gates_forget(gates, OTHER);
+	kvx_gates_drain(gates);
+	cr_assert_eq(gpu.n_open, 0);
+	cr_assert_eq(flags.n_users, 0);
+	kvx_gates_destroy(gates);
+	KVX_TEST_END();
+}
+
+/* Told of in n_back[client]. */
+static struct kvx_gate *make(uint64_t client, const struct kvx_wait *wait)
+{
+	struct kvx_gate *gate = NULL;
+	struct kvx_why why = {""};
+	const struct kvx_gate_conf conf = {client, wait, NULL, back, (void *)(uintptr_t)client};
+	int rc = kvx_gate_create(gates, &conf, &gate, &why);
+
+	cr_assert_eq(rc, 0, "%d: %s", rc, why.text);
+	return gate;
+}
+
+static void nap_ms(long ms)
+{
+	const struct timespec nap = {.tv_nsec = ms * 1000000};
+
+	nanosleep(&nap, NULL);
+}
+
+Test(gate_fair, client_that_opens_hundreds_of_events_keeps_nobody)
+{
+	setup();
+	for (unsigned i = 0; i < 400; i++)
+		make(GREEDY, gate_fake_event(&gpu, i));
+	gpu.state[500] = 1;
+	make(OTHER, gate_fake_event(&gpu, 500));
+	kvx_gates_drain(gates);
+	cr_assert_eq(n_back[OTHER], 1);
+	cr_assert_leq(gpu.n_opened, 16 + 1);
+	for (unsigned i = 0; i < 400 / 16; i++)
+		kvx_gates_drain(gates);
+	cr_assert_eq(gpu.n_opened, 401, "%u", gpu.n_opened);
+	for (unsigned i = 0; i < 400; i++)
+		gpu.state[i] = 1;
+	kvx_gates_drain(gates);
+	cr_assert_eq(n_back[GREEDY], 400);
+	teardown();
+}
+
+Test(gate_fair, client_with_thousands_of_gates_keeps_nobody)
+{
+	const struct kvx_wait wait = {KVX_WAIT_FLAG, &flags, NULL, 0, 8};
+	setup();
+	for (unsigned i = 0; i < 5000; i++)
+		make(GREEDY, &wait);
+	kvx_gates_drain(gates);
+	make(OTHER, &wait);
+	flag = 8;
+	kvx_gates_drain(gates);
+	cr_assert_eq(n_back[OTHER], 1);
+	cr_assert_leq(n_back[GREEDY], 512);
+	for (unsigned i = 0; i < 5000 / 512; i++)
+		kvx_gates_drain(gates);
+	cr_assert_eq(n_back[GREEDY], 5000);
+	teardown();
+}
+
+/* Each of them comes to its turn: else one that is reached might never be seen. */
+Test(gate_fair, all_gates_of_a_client_are_looked_at)
+{
+	struct kvx_wait wait = {KVX_WAIT_FLAG, &flags, NULL, 0, 8};
+	setup();
+	for (unsigned i = 0; i < 2000; i++) {
+		wait.value = i == 1999 ? 7 : 8;
+		make(i == 1999 ? OTHER : GREEDY, &wait);
+	}
+	wait.value = 7;
+	make(GREEDY, &wait); /* the last of its 2000 */
+	for (unsigned i = 0; i < 4; i++)
+		kvx_gates_drain(gates);
+	cr_assert_eq(n_back[GREEDY], 1);
+	flag = 8;
+	for (unsigned i = 0; i < 4; i++)
+		kvx_gates_drain(gates);
+	cr_assert_eq(n_back[GREEDY], 2000);
+	teardown();
+}
+
+static bool came;
+static void come(void)
+{
+	if (came)
+		return;
+	came = true;
+	make(OTHER, gate_fake_event(&gpu, 500));
+}
+
+Test(gate_fair, who_comes_while_others_are_looked_at_is_in_the_same_turn)
+{
+	setup();
+	gpu.on_query = come;
+	gpu.state[500] = 1;
+	make(GREEDY, gate_fake_event(&gpu, 0));
+	kvx_gates_drain(gates);
+	cr_assert_eq(n_back[OTHER], 1);
+	cr_assert_eq(gpu.n_queries, 2);
+	teardown();
+}
+
+Test(gate_fair, device_that_is_busy_fails_nobody)
+{
+	setup();
+	gpu.open_error = -EBUSY;
+	gpu.state[1] = 1;
+	for (unsigned i = 0; i < 20; i++)
+		make(OTHER, gate_fake_event(&gpu, i));
+	for (unsigned i = 0; i < 20; i++)
+		kvx_gates_drain(gates);
+	nap_ms(10);
+	kvx_gates_drain(gates);
+	cr_assert_eq(n_back[OTHER], 0, "a gate came back: %d", last_status);
+	cr_assert(gpu.n_tries >= 2 && gpu.n_tries < 10, "%u tries", gpu.n_tries);
+	gpu.open_error = 0;
+	nap_ms(10);
+	kvx_gates_drain(gates);
+	cr_assert(n_back[OTHER] == 1 && last_status == 0);
+	teardown();
+}
+
+Test(gate_fair, event_that_answered_an_error_is_opened_anew)
+{
+	setup();
+	gpu.state[3] = -EIO;
+	make(OTHER, gate_fake_event(&gpu, 3));
+	make(OTHER, gate_fake_event(&gpu, 3));
+	kvx_gates_drain(gates);
+	cr_assert(n_back[OTHER] == 2 && last_status == -EIO);
+	cr_assert_eq(gpu.n_open, 0, "it is kept open");
+	gpu.state[3] = 1;
+	make(OTHER, gate_fake_event(&gpu, 3));
+	kvx_gates_drain(gates);
+	cr_assert(n_back[OTHER] == 3 && last_status == 0);
+	cr_assert_geq(gpu.n_opened, 2, "opened %u times", gpu.n_opened);
+	teardown();
+}
