@@ -8,7 +8,8 @@ of a :class:`Transfer` is told by its terminal :class:`Event`.
 Offsets, lengths and strides are bytes; times are seconds, but event times, which are nanoseconds of
 CLOCK_MONOTONIC. Every failure is a :class:`KvxferError`. Calls that block release the GIL.
 
-Modules: ``client``, ``region``, ``transfer``, ``events``, ``layout``, ``errors``, ``aio``.
+Modules: ``client``, ``region``, ``transfer``, ``wait``, ``events``, ``layout``, ``errors``,
+``aio``.
 """
 
 from . import aio, errors, layout
@@ -19,11 +20,12 @@ from .events import Event, EventType, Op
 from .layout import Layout, Plane
 from .region import Import, Memory, Region
 from .transfer import Blocks, Ops, Slice, Transfer
+from .wait import EventPool, Wait
 
 __all__ = [
-    "Blocks", "Client", "Event", "EventType", "Import", "KvxferError", "Layout", "Limits",
-    "Memory", "Op", "Ops", "Plane", "Region", "Scope", "Slice", "Status", "Transfer", "aio",
-    "errors", "layout",
+    "Blocks", "Client", "Event", "EventPool", "EventType", "Import", "KvxferError", "Layout", "Limits",
+    "Memory", "Op", "Ops", "Plane", "Region", "Scope", "Slice", "Status", "Transfer", "Wait",
+    "aio", "errors", "layout",
 ]
 
 #: Version of the client library inside, "0.1.0".

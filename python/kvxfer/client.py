@@ -22,6 +22,7 @@ from .gpu import GpuMemory
 from .layout import Layout
 from .region import Import, Memory, Region, _key
 from .transfer import Blocks, Ops, Transfer
+from .wait import Naming, Wait
 
 __all__ = ["Client", "Limits"]
 
@@ -293,7 +294,7 @@ class Client:
     def submit(self, op: Op, region: Region, remote: Import, what: Union[Blocks, Ops, None] = None,
                *, tag: int = 0, payload: bytes = b"", deadline: Optional[float] = None,
                require: Optional[str] = None, streaming: bool = False,
-               label: Optional[str] = None) -> Transfer:
+               label: Optional[str] = None, wait: Optional[Wait] = None) -> Transfer:
         """Submits a transfer. Does not block.
 
         Args:
@@ -306,10 +307,11 @@ class Client:
             streaming: appends follow, ended by ``Transfer.seal()``.
             label: the engine's name for it (its request id), at most 64 bytes; shown by
                 ``kvxferctl transfers`` on both nodes.
+            wait: no byte of ``what`` moves before that is over.
 
-        Raises Invalid, TooBig, TryAgain (poll, and submit again), DaemonLost: nothing was
-        submitted then. What only the daemon can refuse (range, layout, quota) is told by the
-        terminal event.
+        Raises Invalid, TooBig, TryAgain (poll, and submit again), DaemonLost, Unsupported (a wait,
+        and the daemon is too old for it): nothing was submitted then. What only the daemon can
+        refuse (range, layout, quota) is told by the terminal event.
         """
         keep: List[Any] = []
         t = ffi.new("struct kvxfer_transfer *")
@@ -340,11 +342,19 @@ class Client:
         with self._lock:
             t.region = region._open_c()
             t.import_ = remote._open_c()
-            rc = lib.kvxfer_transfer_submit(self._open_c(), t, id_)
-            if rc < 0:
-                self._check(rc)
-            transfer = Transfer(self, id_[0], op, region, remote, tag, streaming)
-            self._transfers[transfer.id] = transfer
+            naming = Naming()
+            try:
+                if wait is not None:
+                    t.wait = wait._fill(keep, naming)
+                rc = lib.kvxfer_transfer_submit(self._open_c(), t, id_)
+                if rc < 0:
+                    self._check(rc)
+                transfer = Transfer(self, id_[0], op, region, remote, tag, streaming)
+                self._transfers[transfer.id] = transfer
+                if wait is not None:
+                    wait._named.append(transfer)
+            finally:
+                naming.done = True
         return transfer
 
     def write(self, region: Region, remote: Import, what: Union[Blocks, Ops, None] = None,

@@ -10,6 +10,7 @@ from .events import Event, Op
 if TYPE_CHECKING:
     from .client import Client
     from .region import Import, Region
+    from .wait import Wait
 
 __all__ = ["Blocks", "Ops", "Slice", "Transfer"]
 
@@ -177,11 +178,15 @@ class Transfer:
         """The terminal event once it is done; None before, and when the client was closed."""
         return self._event
 
-    def append(self, what: Union[Blocks, Ops]) -> None:
+    def append(self, what: Union[Blocks, Ops], *, wait: "Optional[Wait]" = None) -> None:
         """Adds to a streaming transfer, e.g. the planes of the layer just computed. Does not block.
 
+        Args:
+            wait: none of its bytes moves before that is over. Lists go in the order of their
+                appends: what is appended behind this one waits, too.
+
         Raises NotFound (not streaming, sealed, or ended: ``wait()`` says why), Invalid, TooBig,
-        TryAgain, DaemonLost.
+        TryAgain, DaemonLost; Unsupported: a wait, and the daemon is too old for it.
         """
         keep: List[Any] = []
         try:
@@ -191,7 +196,9 @@ class Transfer:
         client = self.client
         blocks, ops = (list_, ffi.NULL) if isinstance(what, Blocks) else (ffi.NULL, list_)
         with client._lock:
-            client._check(lib.kvxfer_transfer_append(client._open_c(), self.id, blocks, ops))
+            until = ffi.NULL if wait is None else wait._fill(keep, self)
+            client._check(lib.kvxfer_transfer_append_after(client._open_c(), self.id, blocks, ops,
+                                                           until))
 
     def seal(self, payload: bytes = b"") -> None:
         """Ends the appending. A payload (at most 4096 bytes), when not empty, replaces that of the

@@ -17,7 +17,6 @@ from kvxfer.pd.hub import RankHub
 GROUP = pd.Group("main", ("l0", "l1"), 4, 64, (pd.Part("k", 16), pd.Part("v", 16)))
 
 
-
 class Broken(AssertionError):
     """A promise of kvxfer.pd was broken."""
 
@@ -94,6 +93,8 @@ class Side:
         self.hub.now = lambda: world.time
         self.hub._ring = lambda: None
         self.hub._safely = lambda call, *args: call(*args)  # here a defect ends the test
+        self.hub.guard = lambda whom, call, *args: call(*args)
+        self.hub._closer.add = lambda imports: [import_.close() for import_ in imports]
         finish = self.hub.finish
         self.outcomes = []
 
@@ -339,10 +340,8 @@ class World:
             out = self.wire[self.other(side).name]
             for event in [event for event in out if event.type is EventType.MESSAGE]:
                 out.remove(event)
-            self.lose_imports(
-    side,
-    errors.Quota("it does not read its events"),
-     lambda import_: True)
+            self.lose_imports(side, errors.Quota("it does not read its events"),
+                              lambda import_: True)
 
         return call
 
@@ -350,8 +349,8 @@ class World:
 
     def advance(self):
         """Nothing else can happen: the next alarm. False: there is none."""
-        alarms = [(side.hub._alarms[0][0], name) for name, side in self.sides.items()
-                  if side.hub._alarms and not side.dead]
+        alarms = [(side.hub._alarms.next, name) for name, side in self.sides.items()
+                  if len(side.hub._alarms) and not side.dead]
         if not alarms:
             return False
         when, name = min(alarms)

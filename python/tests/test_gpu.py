@@ -2,6 +2,7 @@
 names its folder (BUILD/tests/gpu/standin). Nothing here needs a GPU, or says anything about one."""
 
 import ctypes
+import functools
 import os
 import pathlib
 
@@ -67,9 +68,15 @@ class Gpu:
         return array
 
 
+@functools.cache
+def the_gpu():
+    """A process has one node of the stand-in."""
+    return Gpu()
+
+
 @pytest.fixture(scope="module")
 def gpu():
-    return Gpu()
+    return the_gpu()
 
 
 @pytest.fixture(scope="module")

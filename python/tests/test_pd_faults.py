@@ -15,6 +15,7 @@ from pd_ranks import TestRank, outcome, outcomes, until
 
 from conftest import Node
 from kvxfer import errors
+from kvxfer.events import EventType
 
 CANARY = 0xCA5E
 N_BLOCKS, TOKENS = 64, 256  # 64 blocks x 4 layers x K and V of 16 KiB: 8 MiB a request
@@ -194,14 +195,22 @@ def child_of(request, shared_node, other_node):
     """Makes a rank here and an engine process of the other kind."""
     made = []
 
+    nodes = (shared_node, shared_node if request.param == "one node" else other_node)
+
     def make(own, name):
-        nodes = (shared_node, shared_node if request.param == "one node" else other_node)
         rank = TestRank(nodes[0], own, **SIZES)
         made.append(rank.close)
         child = Child(nodes[1], name, rank)
         made.append(child.end)
         return rank, child
 
+    def again(name):
+        """The next engine of that name, in this process."""
+        rank = TestRank(nodes[1], name, **SIZES)
+        made.append(rank.close)
+        return rank
+
+    make.again = again
     yield make
     for close in reversed(made):
         close()
@@ -232,8 +241,8 @@ def test_killed_prefill_engine(child_of, state):
     start = time.monotonic()
     one = outcome(decode, 10)
     assert time.monotonic() - start < 5
-    assert not one.ok and isinstance(
-    one.error, (errors.ClientLost, errors.RegionLost, errors.Cancelled))
+    assert not one.ok and isinstance(one.error, (errors.ClientLost, errors.RegionLost,
+                                                 errors.Cancelled))
     assert list(one.blocks[0]) == DST
     check_canaries(decode, DST)
     assert decode.rank.stats()["open"] == 0
@@ -262,14 +271,12 @@ def test_killed_decode_engine(child_of, state):
     assert prefill.rank.stats()["open"] == prefill.rank.stats()["running"] == 0
     # The next engine of that name is found anew.
     if state == "begun":
-        node = type("Where", (), {"socket": child.process.args[2]})
-        again = TestRank(node, "decode", **SIZES)
+        again = child_of.again("decode")
         again.rank.expect("r2", prefill.endpoint, {0: (0, DST)}, deadline=30)
         offer = prefill.rank.offer("r2", deadline=30)
         offer.add(0, 0, SRC)
         offer.seal()
         assert outcome(again).ok and outcome(prefill).ok and again.has(3, DST)
-        again.close()
 
 
 @pytest.mark.parametrize("mode", ["write", "read"])
@@ -414,3 +421,105 @@ def test_declined_before_it_was_asked_for(pair, mode, when):
     one = outcome(prefill, 5)
     assert isinstance(one.error, errors.Cancelled) and "no room" in str(one.error)
     assert decode.rank.finished() == []
+
+
+@pytest.mark.parametrize("mode", ["write", "read"])
+@pytest.mark.parametrize("first", ["source", "sink"])
+def test_a_decode_engine_that_was_started_anew_before_its_end_was_told(child_of, mode, first):
+    """The news of the death is still on its way when the next engine of that name asks."""
+    prefill, child = child_of("prefill", "decode")
+    prefill.fill(3, SRC)
+    child.do("expect", "old", comma(DST))
+    until(lambda: prefill.rank.stats()["peers"] == 1)
+    hub, held = prefill.rank._hub, []
+    on_event = hub._on_event
+    hub._on_event = lambda event: (
+        held.append(event) if event.type is EventType.IMPORT_LOST else on_event(event))
+    child.signal(signal.SIGKILL)
+    again = child_of.again("decode")
+    until(lambda: held)
+
+    def source():
+        if mode == "read":
+            return prefill.rank.hold("r", {0: (0, SRC)}, deadline=30)
+        offer = prefill.rank.offer("r", deadline=30)
+        offer.add(0, 0, SRC)
+        offer.seal()
+        return offer
+
+    if first == "source":
+        source()
+    n = prefill.rank.stats()["messages_in"]
+    (again.rank.expect if mode == "write" else again.rank.fetch)(
+        "r", prefill.endpoint, {0: (0, DST)}, deadline=30)
+    until(lambda: prefill.rank.stats()["messages_in"] > n)
+    if first == "sink":
+        late = prefill.rank.offer("refused", deadline=30)
+        source()
+        late.cancel("is over")
+    time.sleep(0.2)
+    hub._on_event = on_event
+    with hub.lock:
+        for event in held:
+            on_event(event)
+    ends = outcomes(prefill, 2 if first == "sink" else 1)
+    assert outcome(again).error is None and ends[
+        "offer" if mode == "write" else "hold", "r"].error is None
+    assert again.has(3, DST)
+
+
+def test_a_refusal_reaches_the_engine_that_was_started_anew(child_of):
+    """It asks for what has failed here, and its name is still that of the dead one."""
+    prefill, child = child_of("prefill", "decode")
+    child.do("expect", "old", comma(DST))
+    until(lambda: prefill.rank.stats()["peers"] == 1)
+    prefill.rank.offer("r", deadline=30).cancel("out of luck")
+    assert isinstance(outcome(prefill).error, errors.Cancelled)
+    hub, held = prefill.rank._hub, []
+    on_event = hub._on_event
+    hub._on_event = lambda event: (
+        held.append(event) if event.type is EventType.IMPORT_LOST else on_event(event))
+    child.signal(signal.SIGKILL)
+    again = child_of.again("decode")
+    until(lambda: held)
+    again.rank.expect("r", prefill.endpoint, {0: (0, DST)}, deadline=30)
+    until(lambda: hub.sources.late == 1)
+    hub._on_event = on_event
+    with hub.lock:
+        for event in held:
+            on_event(event)
+    one = outcome(again, 5)
+    assert isinstance(one.error, errors.Cancelled) and "out of luck" in str(one.error)
+
+
+@pytest.mark.parametrize("mode", ["write", "read"])
+@pytest.mark.parametrize("first", ["source", "sink"])
+def test_a_decode_engine_that_dies_before_it_was_found(child_of, mode, first):
+    """It has asked, and this rank has not met it yet. It is not looked for as one that may come
+    yet."""
+    prefill, child = child_of("prefill", "decode")
+    hub = prefill.rank._hub
+    hub.patience, find = 60, hub.find
+
+    def later(peer, region):
+        raise errors.TryAgain("the child lives")
+
+    hub.find = later
+
+    def source():
+        if mode == "read":
+            prefill.rank.hold("r", {0: (0, SRC)}, deadline=60)
+        else:
+            prefill.rank.offer("r", deadline=60).add(0, 0, SRC)
+
+    if first == "source":
+        source()
+    child.do("expect" if mode == "write" else "fetch", "r", comma(DST))
+    until(lambda: prefill.rank.stats()["messages_in"] == 1)
+    child.end()
+    with hub.lock:
+        hub.find = find
+    if first == "sink":
+        until(lambda: hub.sources._n_waiting == 0)
+        source()
+    assert isinstance(outcome(prefill, 10).error, errors.ClientLost)

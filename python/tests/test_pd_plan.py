@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from kvxfer import errors
 from kvxfer.pd import geometry, messages, plan
 from kvxfer.pd.geometry import Geometry, Group, Part
+from kvxfer.pd.joiner import Joiner
 
 UNIT = 3  # bytes of a head of a token
 SETTINGS = hypothesis.settings(max_examples=300, deadline=None)
@@ -315,7 +316,7 @@ def test_notes_hold_large_models():
 def test_messages_come_out_as_they_went_in(lists, sender):
     ids = [messages.copy_ids(one, "ids") for one in lists]
     packed = messages.pack(messages.READY, {"id": "r", "x": [1, None]}, ids)
-    joiner = messages.Joiner()
+    joiner = Joiner(bytes)
     parts = messages.frames(sender, 7, packed)
     assert all(len(part) <= 4096 for part in parts)
     assert [joiner.add(part) for part in parts[:-1]] == [None] * (len(parts) - 1)
@@ -325,14 +326,14 @@ def test_messages_come_out_as_they_went_in(lists, sender):
 
 def test_parts_of_several_senders_may_be_mixed():
     texts = {sender: bytes([sender]) * 10000 for sender in (1, 2)}
-    joiner = messages.Joiner()
+    joiner = Joiner(bytes)
     out = [joiner.add(part) for pair in zip(*(messages.frames(s, 1, t) for s, t in texts.items()))
            for part in pair]
     assert [one for one in out if one is not None] == list(texts.values())
 
 
 def test_a_message_that_broke_off_does_not_spoil_the_next():
-    joiner = messages.Joiner()
+    joiner = Joiner(bytes)
     first, second = (messages.frames(5, n, bytes(9000)) for n in (1, 2))
     joiner.add(first[0])
     with pytest.raises(errors.ProtocolError, match="out of order"):
@@ -342,6 +343,6 @@ def test_a_message_that_broke_off_does_not_spoil_the_next():
 
 @hypothesis.given(st.binary(max_size=100))
 def test_bytes_that_are_no_message_are_protocol_errors(data):
-    for read in (messages.unpack, messages.Joiner().add):
+    for read in (messages.unpack, Joiner(bytes).add):
         with pytest.raises(errors.ProtocolError):
             read(data)

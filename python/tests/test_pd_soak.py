@@ -33,8 +33,9 @@ def tables(rank):
     with hub.lock:
         return {name: len(getattr(hub, name)) for name in (
             "_sinks", "_streams", "_listeners", "_imports", "_peers", "_polled", "_blocked",
-            "_dropped", "_assigned")} | {name: len(getattr(hub.sources, name))
-                                         for name in ("_things", "_waiting")}
+            "_closer", "_assigned")} | {name: len(getattr(hub.sources, name))
+                                        for name in ("_things", "_waiting")} | {
+            "bytes of asks": hub.sources.ledger.total}
 
 
 class Load:

@@ -7,9 +7,9 @@ from ..errors import Invalid, KvxferError, LayoutMismatch
 from ..events import Event
 from . import plan
 from .geometry import Endpoint, Geometry, rank_name
-from .messages import CANCEL, Message
+from .messages import CANCEL, Message, pack
 from .peers import Peer
-from .plan import Span, Take
+from .plan import Take
 from .rendezvous import INFO_MAX, Hub, Rendezvous, Wanted, error_fields, error_of, spans
 from .stream import Stream
 
@@ -47,8 +47,21 @@ class Src:
         self.error: Optional[KvxferError] = None
         self.stream: Optional[Stream] = None  # READ
 
+    @property
+    def ending(self) -> bool:
+        return self.state == ENDING
+
+    def tell_end(self) -> None:
+        self.sink._src_tell_end(self)
+
+    def on_defect(self, error: KvxferError) -> None:
+        self.sink.on_defect(error)
+
     def on_peer_up(self, peer: Peer) -> None:
         self.sink._src_up(self)
+
+    def on_peer_missing(self, peer: Peer) -> None:
+        """It may come yet."""
 
     def on_peer_lost(self, peer: Peer, error: KvxferError, fenced: bool) -> None:
         if self.state != ENDED:
@@ -88,8 +101,14 @@ class Decline:
         peer.watchers.discard(self)
         self._tell(_of(peer).pp_size, _of(peer).tp_size)
 
+    def on_peer_missing(self, peer: Peer) -> None:
+        """It may come yet."""
+
     def on_peer_lost(self, peer: Peer, error: KvxferError, fenced: bool) -> None:
         """Nobody is there who could wait for it."""
+
+    def on_defect(self, error: KvxferError) -> None:
+        """They are not told: they wait until their own deadline."""
 
     def _tell(self, pp_size: int, tp_size: int) -> None:
         for pp in range(pp_size):
@@ -118,6 +137,7 @@ class Sink(Rendezvous):
     # ---- finding the source ranks
 
     def begin(self) -> None:
+        self.watch_clock()
         source = self._source
         if source.tp_size is not None and source.pp_size is not None:
             self._look_for_all(source.pp_size, source.tp_size)
@@ -159,12 +179,14 @@ class Sink(Rendezvous):
             return
         try:
             self._plan()
+            asks = [(src, self._message(src)) for src in self._srcs.values()]
         except KvxferError as error:
             self._fail(error)
             return
-        self._asked = True
-        for src in list(self._srcs.values()):
-            self._ask(src)
+        self._asked = True  # before the first one: from then on there is something to take back
+        for src, message in asks:
+            if src.state == FINDING:
+                self._ask(src, message)
         self._check_end()
 
     def _plan(self) -> None:
@@ -189,11 +211,10 @@ class Sink(Rendezvous):
             src.life = _of(src.peer).life
             src.n_pairs = len(src.peer.pairs_of(here, takes, False))
 
-    def _ask(self, src: Src) -> None:
+    def _message(self, src: Src) -> bytes:
+        """What it is asked. Raises Invalid: it is too long."""
         here = self._hub.geometry
-        if src.needs:
-            src.token = self._hub.new_token()
-            self._hub.listen(src.token, src)
+        src.token = self._hub.new_token() if src.needs else 0
         wants, ids = self._wants(src)
         fields: Dict[str, Any] = {
             "id": self.id, "token": src.token, "life": here.life, "from": self._hub.name,
@@ -203,10 +224,14 @@ class Sink(Rendezvous):
             fields["tokens"] = self._tokens
         if self._info:
             fields["info"] = self._info.decode("latin-1")
-        src.peer.send(self.ask_kind, fields, ids)
+        return pack(self.ask_kind, fields, ids)
+
+    def _ask(self, src: Src, message: bytes) -> None:
         if src.needs:
             src.state = ASKED
-        else:
+            self._hub.listen(src.token, src)
+        src.peer.send_packed(message)
+        if not src.needs:
             self._src_end(src, None)
 
     def _wants(self, src: Src) -> Tuple[List[Any], List["memoryview"]]:
@@ -226,6 +251,9 @@ class Sink(Rendezvous):
 
     def _src_lost(self, src: Src, error: KvxferError, fenced: bool) -> None:
         raise NotImplementedError
+
+    def _src_tell_end(self, src: Src) -> None:
+        """Of an expect: tells it, which is up, to stop writing."""
 
     def _src_stop(self, src: Src, error: KvxferError) -> None:
         """Brings a source that has been asked and has not ended to its end, here or later."""
@@ -270,6 +298,17 @@ class Sink(Rendezvous):
         if self._asked or self._error is not None:
             self._finish({group: span.ids for group, span in self._spans.items()})
 
+    def undo(self) -> bool:
+        """Takes it back, where nobody has been asked. False: it has to end."""
+        if self._asked or self._error is not None:
+            return False
+        self.ended = True
+        self._hub.no_alarm(self._alarm)
+        for src in self._srcs.values():
+            src.state = ENDED
+            src.peer.watchers.discard(src)
+        return True
+
     def daemon_lost(self, error: KvxferError) -> None:
         self._error = self._error or error
         for src in self._srcs.values():
@@ -286,10 +325,8 @@ class Sink(Rendezvous):
         for src in self._srcs.values():
             if src.state != ENDED:
                 open_.setdefault(src.state, []).append(src.peer.name)
-        said = {
-    FINDING: "not found: ",
-    ASKED: "has not sent (all of) it: ",
-     READING: "being read: "}
+        said = {FINDING: "not found: ", ASKED: "has not sent (all of) it: ",
+                READING: "being read: "}
         return "; ".join([text] + [said.get(state, state + ": ") + ", ".join(names)
                                    for state, names in open_.items()])
 

@@ -6,7 +6,7 @@ from ..errors import Cancelled, KvxferError, NotFound
 from ..events import Event
 from .dest import ASKED, ENDING, FINDING, Sink, Src
 from .messages import CANCEL, FAILED, READY, Message
-from .rendezvous import AGAIN_MOST_S, AGAIN_S, CAUSE_S, FENCE_MOST_S
+from .rendezvous import CAUSE_S, FENCE_MOST_S, insist
 from .stream import MORE, Stream
 
 __all__ = ["Expect"]
@@ -62,24 +62,16 @@ class Expect(Sink):
     def _src_stop(self, src: Src, error: KvxferError) -> None:
         src.state = ENDING
         src.error = src.error or error
-        self._cancel(src, AGAIN_S)
-
-    def _cancel(self, src: Src, pause: float) -> None:
-        """Tells it, until it has confirmed."""
-        if src.state != ENDING:
-            return
-        if src.peer.lost:
-            src.peer = self._hub.peer(src.peer.name, src.peer.address)
-            src.peer.watchers.add(src)
-        if src.peer.up:
-            self._src_up(src)
-        self._hub.alarm(self._hub.now() + pause,
-                        lambda: self._cancel(src, min(2 * pause, AGAIN_MOST_S)))
+        insist(self._hub, src)
 
     def _src_up(self, src: Src) -> None:
         if src.state != ENDING:
             super()._src_up(src)
-        elif src.peer.geometry is not None and src.peer.geometry.life == src.life:
+        else:
+            self._src_tell_end(src)
+
+    def _src_tell_end(self, src: Src) -> None:
+        if src.peer.geometry is not None and src.peer.geometry.life == src.life:
             self._tell(src, CANCEL, src.error)
         else:
             self._src_replaced(src)

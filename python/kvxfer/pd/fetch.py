@@ -9,7 +9,7 @@ from . import plan
 from .dest import ASKED, ENDING, FINDING, READING, Need, Sink, Src, _of
 from .messages import CLAIM, FAILED, GRANT, RELEASE, REVOKE, Message
 from .plan import Span
-from .stream import Pair, Stream
+from .stream import Pair, Piece, Stream
 
 __all__ = ["Fetch"]
 
@@ -55,7 +55,7 @@ class Fetch(Sink):
             self._read(src, message)
 
     def _read(self, src: Src, message: Message) -> None:
-        lists: Dict[Pair, List[Blocks]] = {}
+        lists: Dict[Pair, List[Piece]] = {}
         if len(message.ids) != len(src.needs):
             self._fail(ProtocolError(f"{src.peer.name} granted {len(message.ids)} lists of blocks, "
                                      f"{len(src.needs)} were asked for"))
@@ -74,16 +74,16 @@ class Fetch(Sink):
                                       self._label, self._until)
         src.stream.put(lists, True)
 
-    def _lists(self, src: Src, need: Need, remote: Span, out: Dict[Pair, List[Blocks]]) -> None:
+    def _lists(self, src: Src, need: Need, remote: Span, out: Dict[Pair, List[Piece]]) -> None:
         n_local, n_remote = self._atoms(src, need)
         local = self._spans[need.dst_group]
         for take in need.takes:
             for run in src.peer.runs_of(self._hub.geometry, take, None, False):
                 ids = plan.pairs(run, local, n_local, remote, n_remote, need.start, need.end)
                 if ids is not None:
-                    out.setdefault((run.local.region, run.remote.region), []).append(Blocks(
-                        ids[0], ids[1], slice=run.slice, remote_plane=run.remote.plane,
-                        planes=range(run.local.plane, run.local.plane + run.n_planes)))
+                    blocks = Blocks(ids[0], ids[1], slice=run.slice, remote_plane=run.remote.plane,
+                                    planes=range(run.local.plane, run.local.plane + run.n_planes))
+                    out.setdefault((run.local.region, run.remote.region), []).append(Piece(blocks))
 
     def _src_read(self, src: Src, stream: Stream) -> None:
         self._count(stream.nbytes, stream.transports)

@@ -7,6 +7,7 @@ finds out which bytes of one belong to which bytes of the other.
 
 import json
 import secrets
+import time
 import zlib
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
@@ -96,8 +97,9 @@ class Geometry:
         regions: for each plane, in the order of ``plane_keys()``, the region it lies in.
         check: must be equal on both sides.
         info: free words for the other side.
-        life: a number of its own for each publication: whoever was asked by an earlier one of this
-            name must not write to this one.
+        life: a number of its own for each publication, greater than those of earlier ones (as far
+            as the node's clock goes forward): whoever was asked by an earlier one of this name must
+            not write to this one.
     """
 
     def __init__(self, groups: Sequence[Group], *, tp: int = 0, tp_size: int = 1, pp: int = 0,
@@ -125,7 +127,7 @@ class Geometry:
         """The same, to be published anew."""
         return Geometry(self.groups, tp=self.tp, tp_size=self.tp_size, pp=self.pp,
                         pp_size=self.pp_size, regions=self.regions, check=self.check,
-                        info=self.info, life=secrets.randbits(63))
+                        info=self.info, life=_new_life())
 
     def check_words(self, other: "Geometry") -> None:
         """Raises LayoutMismatch where a word of ``check`` is not the same on the other side."""
@@ -231,6 +233,11 @@ def unpack_note(note: bytes) -> Geometry:
     except (ValueError, TypeError, KeyError, zlib.error, Invalid) as err:
         raise ProtocolError(f"the other rank's note cannot be read ({err}): it was not published "
                             "by kvxfer.pd") from None
+
+
+def _new_life() -> int:
+    """Microseconds, and 11 bits that two publications within one do not have in common."""
+    return time.time_ns() // 1000 << 11 | secrets.randbits(11)
 
 
 def _group(fields: Sequence[Any]) -> Group:

@@ -4,8 +4,7 @@ from ..errors import Cancelled, Invalid, KvxferError, NotFound
 from ..events import Event
 from .messages import GRANT, REVOKE, no_ids
 from .plan import Span
-from .rendezvous import (AGAIN_MOST_S, AGAIN_S, CAUSE_S, FENCE_MOST_S, Hub, Wanted, error_fields,
-                         spans)
+from .rendezvous import CAUSE_S, FENCE_MOST_S, Hub, Wanted, error_fields, insist, spans
 from .source import ASKED, ENDING, OPEN, Dest, Source, Sources, Want
 from .stream import Stream
 
@@ -34,10 +33,11 @@ class Hold(Source):
     def _dest_up(self, dest: Dest) -> None:
         """The destination can be answered: it gets the block ids."""
         if dest.state == ENDING:
-            self._tell_again(dest)
+            self._dest_tell_end(dest)
         if dest.state != ASKED:
             return
         try:
+            self._check_life(dest)
             ids = [self._ids_of(dest, want) for want in dest.ask.wants]
         except KvxferError as error:
             self._fail(error)
@@ -92,7 +92,7 @@ class Hold(Source):
         elif dest.state == OPEN:
             dest.state = ENDING
             dest.error = dest.error or error
-            self._revoke(dest, AGAIN_S)
+            insist(self._hub, dest)
 
     def _dest_unwanted(self, dest: Dest, error: KvxferError) -> None:
         """RELEASE: it reads no more."""
@@ -113,19 +113,7 @@ class Hold(Source):
                 self._dest_stop(dest, error)
                 self._fail(error)
 
-    def _revoke(self, dest: Dest, pause: float) -> None:
-        """Tells it, until it has confirmed."""
-        if dest.state != ENDING:
-            return
-        if dest.peer.lost:
-            dest.peer = self._hub.peer(dest.ask.name, dest.ask.address)
-            dest.peer.watchers.add(dest)
-        if dest.peer.up:
-            self._tell_again(dest)
-        self._hub.alarm(self._hub.now() + pause,
-                        lambda: self._revoke(dest, min(2 * pause, AGAIN_MOST_S)))
-
-    def _tell_again(self, dest: Dest) -> None:
+    def _dest_tell_end(self, dest: Dest) -> None:
         assert dest.error is not None and dest.peer.geometry is not None
         if dest.peer.geometry.life != dest.ask.life:
             self._dest_replaced(dest)

@@ -2,8 +2,6 @@
 everything is found. One lock for all of it, held for short times only and never while something
 blocks."""
 
-import heapq
-import itertools
 import logging
 import math
 import os
@@ -16,30 +14,38 @@ from collections import Counter, deque
 from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Set, Tuple, Union
 
 from ..client import Client
-from ..errors import DaemonLost, Exists, KvxferError
+from ..errors import DaemonLost, Exists, Internal, KvxferError, TryAgain
 from ..events import Event, EventType, Op
+from ..gpu import GpuMemory
 from ..region import Import, Region
-from ..transfer import Blocks, Transfer
-from . import messages, plan
+from ..transfer import Transfer
+from ..wait import Wait
+from . import plan
+from .alarms import Alarms
+from .closer import Closer
 from .dest import Sink
 from .geometry import Geometry
-from .peers import Peer, region_name
+from .inbox import Inbox
+from .peers import Failing, Peer, region_name
 from .rendezvous import Alarm, Outcome, Rendezvous
-from .source import Sources, read_ask
-from .stream import Pair, Stream, StreamOwner
+from .source import Sources
+from .stream import Pair, Piece, Stream, StreamOwner
 
 __all__ = ["RankHub"]
 
 _log = logging.getLogger("kvxfer")
 
 _POLL_S = 0.0002  #: between two questions whether an event has come to pass
-_BLOCKED_S = 0.001
-_NEVER = math.inf
+#: Between two attempts to say what the daemon did not take: twice as long each time.
+_BLOCKED_FIRST_S = 0.001
+_BLOCKED_MOST_S = 0.032
 _LONGEST_S = 3600.0  #: of one sleep: poll(2) takes no more than 24 days
 _RECONNECT_FIRST_S = 0.05
 _RECONNECT_MOST_S = 1.0
 #: Transfers that are left to the daemon's other uses.
 _SPARE_TRANSFERS = 16
+#: Other ranks that one knows, as far as only their own word makes it look for them.
+_PEERS_MAX = 16384
 
 
 class RankHub:
@@ -52,6 +58,7 @@ class RankHub:
         outcomes: not given out yet; may be read without the lock.
         paths: peer's name -> transport.
         sources: offers and holds.
+        broken: why the thread has ended; None: it has not. Nothing can be begun any more.
     """
 
     def __init__(self, client: Client, name: str, patience: float) -> None:
@@ -59,12 +66,13 @@ class RankHub:
         self.name, self.patience = name, patience
         self.address = client.address
         self.geometry = Geometry(())
-        self.sender = secrets.randbits(64)
+        self.broken: Optional[KvxferError] = None
         self.outcomes: Deque[Outcome] = deque()
         self.paths: Dict[str, str] = {}
         self.sources = Sources(self)
         self._client = client
         self._regions: List[Region] = []
+        self._waits = False  # the daemon knows how to
         self._publish: Callable[[Geometry], List[Region]]
         self._max_transfers = max(1, client.limits.max_transfers - _SPARE_TRANSFERS)
         self._told = threading.Condition(self.lock)
@@ -72,20 +80,20 @@ class RankHub:
         self._wake = (-1, -1)
         self._wake_at = 0.0
         self._alive = True  # the daemon is there
+        self._saying = False  # stop() waits until everything has been said
         self._stopping = False
         self._sinks: Dict[Tuple[str, str], Sink] = {}
         self._peers: Dict[Tuple[str, str], Peer] = {}
         self._imports: Dict[Import, Peer] = {}
-        self._dropped: List[Import] = []
         self._streams: Dict[int, Stream] = {}  # by transfer id
         self._listeners: Dict[int, Any] = {}  # by token
-        self._alarms: List[Alarm] = []  # a heap
-        self._n_off = 0  # of those that were taken back
-        self._numbers = itertools.count()
+        self._alarms = Alarms()
+        self._closer = Closer(self.lock, name, self._ring)
         self._polled: Set[Any] = set()
         self._blocked: Dict[Any, None] = {}
+        self._blocked_s = _BLOCKED_FIRST_S
         self._assigned: Dict[Tuple[Any, ...], Tuple[Any, List[Tuple[plan.Take, ...]]]] = {}
-        self._joiner = messages.Joiner()
+        self._inbox = Inbox(self, self.sources, self._listeners)
         self._counts: "Counter[str]" = Counter()
         self._seconds = {role: 0.0 for role in _PLURALS}
         self._lines: List[str] = []  # to be logged
@@ -97,27 +105,32 @@ class RankHub:
         raises, and has no effect then."""
         geometry = geometry.reborn()
         self._regions = publish(geometry)
+        self._waits = self._ask_waits()
         self.geometry, self._publish = geometry, publish
         self._wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._closer.start()
         self._thread.start()
 
     def stop(self, timeout: float) -> None:
         """Cancels everything, waits until it has ended, at most ``timeout`` seconds, and ends the
         thread."""
-        if not self._thread.is_alive():
+        if self._thread.ident is None:
             return
         with self.lock:
             for thing in self._open():
-                thing.cancel("the rank was closed")
-            self.sleep(
-    lambda: not self._open() and not self._outgoing(),
-     time.monotonic() + timeout)
+                self._safely(thing.cancel, "the rank was closed")
+            self._saying = True
+            self.sleep(self._all_said, time.monotonic() + timeout)
             self._stopping = True
             self._ring()
         self._thread.join()
+        self._closer.stop()
         for fd in self._wake:
             os.close(fd)
         self._wake = (-1, -1)
+
+    def _all_said(self) -> bool:
+        return self.broken is not None or not (self._open() or self._outgoing())
 
     def end_all(self, error: KvxferError) -> None:
         """What is still open ends: the memory is not registered any more."""
@@ -133,8 +146,18 @@ class RankHub:
     # ---- the thread
 
     def _run(self) -> None:
-        poller = select.poll()
-        poller.register(self._wake[0], select.POLLIN)
+        try:
+            self._loop()
+        except Exception as error:
+            _log.exception("kvxfer: %s: its thread has ended: everything open fails; close the "
+                           "rank, and please report this", self.name)
+            self._break(Internal(f"the thread of the rank {self.name!r} has ended ({error!r}): "
+                                 "close the rank, make a new one, and please report this"))
+
+    def _loop(self) -> None:
+        poller, waker = select.poll(), select.poll()
+        for one in (poller, waker):
+            one.register(self._wake[0], select.POLLIN)
         poller.register(self._client.fileno(), select.POLLIN)
         while True:
             with self.lock:
@@ -142,11 +165,12 @@ class RankHub:
                     return
                 timeout = self._timeout()
                 self._wake_at = self.now() + timeout
+                free = self.free()
             if timeout == _POLL_S:
                 time.sleep(timeout)
-                ready = poller.poll(0)
-            else:
-                ready = poller.poll(math.ceil(min(timeout, _LONGEST_S) * 1000))
+                timeout = 0
+            # While an import is being closed nobody can read events; its end wakes this thread.
+            ready = (poller if free else waker).poll(math.ceil(min(timeout, _LONGEST_S) * 1000))
             for fd, _ in ready:
                 if fd == self._wake[0]:
                     _drain(fd)
@@ -154,13 +178,33 @@ class RankHub:
             if not self._alive:
                 self._wait_for_daemon()
 
+    def _break(self, error: KvxferError) -> None:
+        """The thread ends: so does everything that is open, as soon as the daemon has confirmed
+        that nothing of this rank's memory is in use any more."""
+        with self.lock:
+            self.broken = error
+            self._told.notify_all()
+        pause = _RECONNECT_FIRST_S
+        while not self._stopping:  # else it is close() that goes on
+            try:
+                self.close_regions()
+            except KvxferError as err:
+                _log.error("kvxfer: %s: its memory may still be written to: %s", self.name, err)
+                self._nap(pause)
+                pause = min(2 * pause, _RECONNECT_MOST_S)
+                continue
+            with self.lock:
+                self._alive = False
+                self._end_of_connection(error)
+            return
+
     def _timeout(self) -> float:
         self._wake_at = 0.0
         if self._polled:
             return _POLL_S
-        if self._blocked:
-            return _BLOCKED_S
-        return max(0.0, self._alarms[0][0] - self.now()) if self._alarms else _NEVER
+        if self._blocked and self.free():
+            return self._blocked_s
+        return max(0.0, self._alarms.next - self.now())
 
     def _turn(self, readable: bool) -> None:
         events = self._client.poll() if readable else ()
@@ -168,19 +212,31 @@ class RankHub:
             self._wake_at = 0.0
             for event in events:
                 self._safely(self._on_event, event)
-            self._ring_alarms()
-            blocked, self._blocked = self._blocked, {}
-            for one in blocked:
-                self._safely(one.go)
-            self._polled = {thing for thing in self._polled if self._safely(thing.on_poll)}
-            dropped, self._dropped = self._dropped, []
+            self._alarms.ring(self.now, self._safely)
+            self._go_on(bool(events))
+            for thing in list(self._polled):
+                self.guard(thing, self._poll_thing, thing)
             lines, self._lines = self._lines, []
         for line in lines:
             _log.info("%s", line)
-        for import_ in dropped:
-            self._close(import_)
         if readable and not events:  # another thread is in a call of the client
             time.sleep(_POLL_S)
+
+    def _poll_thing(self, thing: Any) -> None:
+        self._polled.discard(thing)
+        if thing.on_poll():
+            self._polled.add(thing)
+
+    def _go_on(self, heard: bool) -> None:
+        """What the daemon did not take before is tried again; where it still takes nothing and says
+        nothing, less and less often."""
+        blocked, self._blocked = self._blocked, {}
+        for one in blocked:
+            self.guard(one, one.go)
+        if heard or len(self._blocked) < len(blocked) or not blocked:
+            self._blocked_s = _BLOCKED_FIRST_S
+        else:
+            self._blocked_s = min(2 * self._blocked_s, _BLOCKED_MOST_S)
 
     def _safely(self, call: Callable[..., Any], *args: Any) -> Any:
         """A defect in what one event does must not end the thread, and with it everything else."""
@@ -190,11 +246,21 @@ class RankHub:
             _log.exception("kvxfer: %s: a defect, please report it", self.name)
             return None
 
-    def _close(self, import_: Import) -> None:
+    def guard(self, whom: Optional[Failing], call: Callable[..., Any], *args: Any) -> None:
         try:
-            import_.close()
-        except KvxferError as error:
-            _log.warning("kvxfer: %s: an import was not closed: %s", self.name, error)
+            call(*args)
+        except Exception as error:
+            _log.exception("kvxfer: %s: a defect, please report it", self.name)
+            if whom is not None:
+                self._safely(whom.on_defect, Internal(f"a defect in kvxfer.pd ({error!r}): please "
+                                                      "report it"))
+
+    def _nap(self, seconds: float) -> None:
+        """Sleeps, at most until it is rung for."""
+        poller = select.poll()
+        poller.register(self._wake[0], select.POLLIN)
+        if poller.poll(math.ceil(seconds * 1000)):
+            _drain(self._wake[0])
 
     def _wait_for_daemon(self) -> None:
         pause, connected = _RECONNECT_FIRST_S, False
@@ -202,23 +268,24 @@ class RankHub:
         for region in self._regions:  # to be published anew, as another life
             region.close()
         while not self._stopping:
-            for import_ in self._dropped:
-                self._close(import_)
-            self._dropped = []
             try:
                 if not connected:
                     self._client.reconnect()
                     connected = True
                 geometry = self.geometry.reborn()
                 regions, address = self._publish(geometry), self._client.address
+                waits = self._ask_waits()
             except KvxferError as error:
                 _log.debug("kvxfer: %s: not connected again: %s", self.name, error)
                 connected = connected and not self._lost_again()
-                time.sleep(pause * (0.5 + random.random()))
+                with self.lock:  # deadlines of what was begun meanwhile
+                    self._alarms.ring(self.now, self._safely)
+                self._nap(pause * (0.5 + random.random()))
                 pause = min(2 * pause, _RECONNECT_MOST_S)
                 continue
             with self.lock:
                 self.geometry, self._regions, self.address = geometry, regions, address
+                self._waits = waits
                 self._alive = True
                 for peer in list(self._peers.values()):
                     peer.restart()
@@ -231,6 +298,21 @@ class RankHub:
             return any(event.type is EventType.DAEMON_LOST for event in self._client.poll())
         except DaemonLost:
             return True
+
+    def _ask_waits(self) -> bool:
+        """Blocks."""
+        return int(self._client.query("status").get("limits", {}).get("waits_per_client", 0)) > 0
+
+    def daemon_wait(self, wait: Wait) -> Optional[Wait]:
+        """The same as the daemon is to be told of it; None: it cannot wait for that. Lock held."""
+        if not self._waits:
+            return None
+        if not wait.is_event:
+            return wait
+        for region in self._regions:
+            if isinstance(region.memory, GpuMemory):
+                return wait.on(region)
+        return None
 
     def close_regions(self) -> None:
         """Blocks until no DMA to or from them is possible. Raises Deadline."""
@@ -246,7 +328,7 @@ class RankHub:
         elif kind is EventType.ARRIVAL:
             self._on_arrival(event)
         elif kind is EventType.MESSAGE:
-            self._on_message(event.payload)
+            self._inbox.on_frame(event.payload)
         elif kind is EventType.IMPORT_UP or kind is EventType.IMPORT_LOST:
             peer = self._imports.get(event.remote) if event.remote is not None else None
             if peer is not None and event.remote is not None:
@@ -268,7 +350,7 @@ class RankHub:
         if stream is None:
             return
         self._moved(stream.peer.name, event, "bytes_out" if stream.op is Op.WRITE else "bytes_in")
-        stream.on_end(event)
+        self.guard(stream.owner, stream.on_end, event)
 
     def _on_arrival(self, event: Event) -> None:
         listener = self._listeners.get(event.tag >> 8)
@@ -276,7 +358,7 @@ class RankHub:
             self._counts["arrivals_unknown"] += 1
             return
         self._moved(listener.peer.name, event, "bytes_in" if event.op is Op.WRITE else "bytes_out")
-        listener.on_arrival(event)
+        self.guard(listener, listener.on_arrival, event)
 
     def _moved(self, peer: str, event: Event, what: str) -> None:
         self._counts[what] += event.bytes
@@ -285,50 +367,25 @@ class RankHub:
             way = "->" if what == "bytes_out" else "<-"
             self._lines.append(f"kvxfer: {self.name} {way} {peer}: transport {event.transport}")
 
-    def _on_message(self, frame: bytes) -> None:
-        try:
-            data = self._joiner.add(frame)
-            if data is None:
-                return
-            self._counts["messages_in"] += 1
-            message = messages.unpack(data)
-            if message.kind in (messages.READY, messages.CLAIM):
-                self.sources.ask(read_ask(message, self.geometry, self.now()))
-            elif message.kind in (messages.CANCEL, messages.RELEASE):
-                self.sources.unask(message.kind, message.fields)
-            else:
-                self._on_answer(message)
-        except (KvxferError, ValueError, TypeError, KeyError, OverflowError) as error:
-            self._counts["messages_bad"] += 1
-            _log.warning("kvxfer: %s: %s", self.name, error)
-
-    def _on_answer(self, message: messages.Message) -> None:
-        token = message.fields.get("token")
-        listener = self._listeners.get(token) if isinstance(token, int) else None
-        f = message.fields
-        if listener is not None:
-            listener.on_message(message)
-        elif message.kind == messages.REVOKE and f.get("life") == self.geometry.life:
-            # Of a fetch that has ended: nothing is read.
-            self.peer(str(f.get("from")), str(f.get("at"))).send(messages.RELEASE, {
-                "id": f.get("id"), "role": "hold", "token": token, "from": self.name,
-                "at": self.address, "status": f.get("status"), "text": f.get("text")})
-
     def _on_daemon_lost(self, error: KvxferError) -> None:
         self._alive = False
+        self._end_of_connection(error)
+
+    def _end_of_connection(self, error: KvxferError) -> None:
+        """Nothing moves any more, and nothing is heard."""
         self._all_lost(error)
         for peer in list(self._peers.values()):
-            peer.lose(error, fenced=True)
+            self.guard(None, peer.lose, error, True)
         self._streams.clear()
         self._listeners.clear()
         self._blocked.clear()
         self._polled.clear()
-        self._joiner = messages.Joiner()
+        self._inbox.reset()
 
     def _all_lost(self, error: KvxferError) -> None:
         self.sources.daemon_lost(error)
         for sink in list(self._sinks.values()):
-            sink.daemon_lost(error)
+            self.guard(None, sink.daemon_lost, error)
 
     # ---- for rendezvous
 
@@ -336,34 +393,19 @@ class RankHub:
         return time.monotonic()
 
     def alarm(self, when: float, call: Callable[[], Any]) -> Alarm:
-        alarm: Alarm = [when, next(self._numbers), call]
-        heapq.heappush(self._alarms, alarm)
+        alarm = self._alarms.add(when, call)
         if when < self._wake_at:
             self._ring()
         return alarm
 
     def no_alarm(self, alarm: Alarm) -> None:
-        if alarm[2] is None:
-            return
-        alarm[2] = None
-        self._n_off += 1
-        if self._n_off > 64 and 2 * self._n_off > len(self._alarms):
-            self._alarms = [one for one in self._alarms if one[2] is not None]
-            heapq.heapify(self._alarms)
-            self._n_off = 0
-
-    def _ring_alarms(self) -> None:
-        while self._alarms and self._alarms[0][0] <= self.now():
-            alarm = heapq.heappop(self._alarms)
-            call, alarm[2] = alarm[2], None
-            if call is None:
-                self._n_off -= 1
-            else:
-                self._safely(call)
+        self._alarms.remove(alarm)
 
     def _ring(self) -> None:
         """Wakes the thread, unless it is awake or about to look."""
         self._wake_at = 0.0
+        if self._wake[1] < 0:  # it has not begun, or is over
+            return
         try:
             os.write(self._wake[1], b"x")
         except BlockingIOError:
@@ -374,7 +416,14 @@ class RankHub:
         if key in self._sinks:
             raise Exists(f"the {sink.role} of {sink.id!r} has not ended")
         self._sinks[key] = sink
-        sink.begin()
+        try:
+            sink.begin()
+        except Exception as error:
+            if sink.undo():
+                del self._sinks[key]
+                raise
+            _log.exception("kvxfer: %s: a defect, please report it", self.name)
+            sink.on_defect(Internal(f"a defect in kvxfer.pd ({error!r}): please report it"))
 
     def peer(self, name: str, address: str) -> Peer:
         key = (name, "" if address == self.address else address)
@@ -384,6 +433,10 @@ class RankHub:
             if not peer.lost:
                 self._peers[key] = peer
         return peer
+
+    def may_meet(self, name: str, address: str) -> bool:
+        return len(self._peers) < _PEERS_MAX or (
+            name, "" if address == self.address else address) in self._peers
 
     def assigned(self, there: Sequence[Geometry], group: int) -> List[Tuple[plan.Take, ...]]:
         key = (group, *map(id, there))
@@ -444,13 +497,11 @@ class RankHub:
     def find(self, peer: Peer, region: int) -> Optional[Import]:
         if not self._alive:
             return None
+        if not self.free():
+            raise TryAgain("an import is being closed")
         try:
             found = self._client.find(peer.address, region_name(peer.name, region))
         except DaemonLost:
-            return None
-        except KvxferError as error:
-            lost = error
-            self.alarm(0, lambda: peer.lose(lost, fenced=False))
             return None
         self._imports[found] = peer
         return found
@@ -458,7 +509,14 @@ class RankHub:
     def drop(self, imports: Sequence[Import]) -> None:
         for import_ in imports:
             self._imports.pop(import_, None)
-            self._dropped.append(import_)
+        self._closer.add(imports)
+
+    def quiet(self, peer: Peer) -> None:
+        if self._saying:
+            self._told.notify_all()
+
+    def free(self) -> bool:
+        return not self._closer.busy
 
     def forget(self, peer: Peer) -> None:
         if self._peers.get((peer.name, peer.address)) is peer:
@@ -479,13 +537,15 @@ class RankHub:
     def spare(self) -> bool:
         return 2 * len(self._streams) < self._max_transfers
 
-    def submit(self, stream: Stream, pair: Pair, blocks: Optional[Blocks], tag: int,
+    def submit(self, stream: Stream, pair: Pair, piece: Optional[Piece], tag: int,
                streaming: bool) -> Transfer:
         if not self._alive:
             raise DaemonLost("the daemon is gone")
         transfer = self._client.submit(
-            stream.op, self._regions[pair[0]], stream.peer.imports[pair[1]], blocks, tag=tag,
-            deadline=max(0.001, stream.until - self.now()), streaming=streaming, label=stream.label)
+            stream.op, self._regions[pair[0]], stream.peer.imports[pair[1]],
+            None if piece is None else piece.blocks, tag=tag, streaming=streaming,
+            deadline=max(0.001, stream.until - self.now()), label=stream.label,
+            **({} if piece is None else piece.options))
         self._streams[transfer.id] = stream
         self._counts["transfers"] += 1
         return transfer
@@ -496,7 +556,7 @@ class RankHub:
 
     def blocked(self, what: Any) -> None:
         self._blocked[what] = None
-        if self._wake_at > self.now() + _BLOCKED_S:
+        if self._wake_at > self.now() + self._blocked_s and self.free():
             self._ring()
 
 

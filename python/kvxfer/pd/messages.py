@@ -8,18 +8,17 @@ or more frames of at most 4096 bytes. Pure; whatever comes in is checked.
 import json
 import struct
 from array import array
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, List, Mapping, NamedTuple, Sequence, Tuple
 
 from .. import _arrays
 from .._native import ffi
 from ..errors import Invalid, ProtocolError
 
-__all__ = ["CANCEL", "CLAIM", "FAILED", "GRANT", "Joiner", "Message", "READY", "RELEASE", "REVOKE",
-           "copy_ids", "frames", "no_ids", "pack", "unpack"]
+__all__ = ["CANCEL", "CLAIM", "FAILED", "GRANT", "Message", "READY", "RELEASE", "REVOKE",
+           "copy_ids", "frames", "head_of", "no_ids", "pack", "unpack", "unpack_frame"]
 
 FRAME_MAX = 4096
 MESSAGE_MAX = 16 << 20
-_SENDERS_MAX = 4096
 
 #: Destination to source.
 READY = 1  #: WRITE: asks for blocks, says where to
@@ -44,6 +43,7 @@ class Message(NamedTuple):
     kind: int
     fields: Mapping[str, Any]
     ids: Tuple["memoryview", ...]  #: lists of block ids
+    n_head: int  #: bytes of the fields
 
 
 def no_ids() -> "memoryview":
@@ -64,13 +64,16 @@ def copy_ids(ids: Any, what: str) -> "memoryview":
 
 
 def pack(kind: int, fields: Mapping[str, Any], ids: Sequence["memoryview"] = ()) -> bytes:
-    """Raises Invalid where the fields are too long."""
+    """Raises Invalid where it is too long."""
     if ids:
         fields = {**fields, "n": [len(one) for one in ids]}
     head = json.dumps(fields, separators=(",", ":")).encode()
     if len(head) > 0xffff:
         raise Invalid(f"a message with {len(head)} bytes of fields")
-    return b"".join([_HEAD.pack(kind, 0, len(head)), head, *ids])
+    data = b"".join([_HEAD.pack(kind, 0, len(head)), head, *ids])
+    if len(data) > MESSAGE_MAX:
+        raise Invalid(f"a message of {len(data)} bytes, at most {MESSAGE_MAX}")
+    return data
 
 
 def unpack(data: bytes) -> Message:
@@ -89,46 +92,45 @@ def unpack(data: bytes) -> Message:
             at += 4 * n
         if at != len(data):
             raise ValueError("bytes left over")
-        return Message(kind, fields, tuple(ids))
-    except (ValueError, TypeError, struct.error) as err:
+        return Message(kind, fields, tuple(ids), n_head)
+    except (ValueError, TypeError, RecursionError, struct.error) as err:
         raise ProtocolError(f"a message that cannot be read ({err})") from None
 
 
+def head_of(data: bytes) -> Tuple[int, Mapping[str, Any]]:
+    """Kind and fields of the beginning of a message. Raises ProtocolError where it is too short."""
+    try:
+        kind, _, n_head = _HEAD.unpack_from(data)
+        fields = json.loads(data[_HEAD.size:_HEAD.size + n_head])
+        if not isinstance(fields, dict):
+            raise ValueError("no fields")
+        return kind, fields
+    except (ValueError, RecursionError, struct.error) as err:
+        raise ProtocolError(f"the beginning of a message that cannot be read ({err})") from None
+
+
 def frames(sender: int, number: int, message: bytes) -> List[bytes]:
-    """A message in parts, to be sent in order. Raises Invalid where it is too long."""
-    if len(message) > MESSAGE_MAX:
-        raise Invalid(f"a message of {len(message)} bytes, at most {MESSAGE_MAX}")
+    """A message in parts, to be sent in order. ``sender``: of all messages that are numbered
+    together."""
     count = -(-len(message) // _ROOM)
     return [_FRAME.pack(_MAGIC, sender, number & 0xffffffff, i, count)
             + message[i * _ROOM:(i + 1) * _ROOM] for i in range(count)]
 
 
-class Joiner:
-    """Makes messages of the frames of many senders, each of whom sends its own in order."""
+class Frame(NamedTuple):
+    sender: int
+    number: int
+    at: int  #: which one of its message
+    of: int  #: how many there are
+    data: bytes
 
-    def __init__(self) -> None:
-        self._open: Dict[int, Tuple[int, int, List[bytes]]] = {}
 
-    def add(self, frame: bytes) -> Optional[bytes]:
-        """The message that this frame completes; None: more are to come. Raises ProtocolError; what
-        its sender had begun is dropped then."""
-        try:
-            magic, sender, number, index, count = _FRAME.unpack_from(frame)
-        except struct.error:
-            raise ProtocolError("a frame that is too short") from None
-        if magic != _MAGIC or count == 0 or index >= count or count * _ROOM > MESSAGE_MAX + _ROOM:
-            raise ProtocolError("a frame that no rank of this version sends")
-        if count == 1:
-            return frame[_FRAME.size:]
-        begun = self._open.pop(sender, None)
-        if index == 0:
-            begun = (number, count, [])
-            if len(self._open) >= _SENDERS_MAX:  # the oldest has died between two frames
-                del self._open[next(iter(self._open))]
-        if begun is None or begun[0] != number or begun[1] != count or len(begun[2]) != index:
-            raise ProtocolError("a frame out of order")
-        begun[2].append(frame[_FRAME.size:])
-        if index + 1 == count:
-            return b"".join(begun[2])
-        self._open[sender] = begun
-        return None
+def unpack_frame(frame: bytes) -> Frame:
+    """Raises ProtocolError."""
+    try:
+        magic, sender, number, index, count = _FRAME.unpack_from(frame)
+    except struct.error:
+        raise ProtocolError("a frame that is too short") from None
+    if magic != _MAGIC or count == 0 or index >= count or count * _ROOM > MESSAGE_MAX + _ROOM:
+        raise ProtocolError("a frame that no rank of this version sends")
+    return Frame(sender, number, index, count, frame[_FRAME.size:])

@@ -4,16 +4,17 @@ import itertools
 import time
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
-from ..errors import ClientLost, Internal, Invalid, KvxferError
+from ..errors import Internal, Invalid, KvxferError
 from ..events import Event, Op
 from ..transfer import Blocks
+from ..wait import Wait
 from . import plan
 from .geometry import Geometry
 from .messages import copy_ids
 from .peers import Peer
 from .rendezvous import Hub, Ids
 from .source import ASKED, ENDED, ENDING, OPEN, Dest, Source, Sources, Want
-from .stream import Pair, Stream
+from .stream import Pair, Piece, Stream
 
 __all__ = ["Offer"]
 
@@ -25,10 +26,20 @@ class _Row(NamedTuple):
     span: plan.Span
     layer: int
     stop: int
+    wait: Optional[Wait] = None  #: for the daemon: they are final once it is over
 
     @property
     def end(self) -> int:
         return self.span.first + len(self.span.ids)
+
+
+def _settled(row: _Row) -> _Row:
+    """Nothing is to be waited for any more, where that is known. An event that raises is left to
+    the daemon, which finds out what has become of its GPU."""
+    try:
+        return row if row.wait is None or not row.wait.query() else row._replace(wait=None)
+    except Exception:
+        return row
 
 
 class _Feed:
@@ -48,7 +59,7 @@ class _Feed:
         #: Atoms of layers. Rows do not overlap, so that what is left can be counted.
         self.left = (self.stop - self.start) * sum(take.n_layers for take in self.want.takes)
 
-    def feed(self, row: _Row, out: Dict[Pair, List[Blocks]]) -> None:
+    def feed(self, row: _Row, out: Dict[Pair, List[Piece]]) -> None:
         """Adds what it wants of a row to the lists."""
         start = max(self.start, row.span.first * self.n_src)
         end = min(self.stop, row.end * self.n_src)
@@ -59,9 +70,10 @@ class _Feed:
         for run in runs:
             ids = plan.pairs(run, row.span, self.n_src, self.want.span, self.n_dst, start, end)
             if ids is not None:
-                out.setdefault((run.local.region, run.remote.region), []).append(Blocks(
-                    ids[0], ids[1], slice=run.slice, remote_plane=run.remote.plane,
-                    planes=range(run.local.plane, run.local.plane + run.n_planes)))
+                blocks = Blocks(ids[0], ids[1], slice=run.slice, remote_plane=run.remote.plane,
+                                planes=range(run.local.plane, run.local.plane + run.n_planes))
+                out.setdefault((run.local.region, run.remote.region), []).append(
+                    Piece(blocks, row.wait))
 
     def _steps_of(self, layer: int, stop: int) -> Tuple[List[plan.Run], int]:
         """The runs of these layers, and how many of them are wanted."""
@@ -119,8 +131,10 @@ class Offer(Source):
             first: index of the first one among the request's blocks (of ``block_tokens`` each).
             blocks: block ids; copied. Without any, nothing is done.
             layers: indexes into the group's layers; None: all.
-            after: an object with ``query() -> bool``, e.g. a torch event recorded behind the
-                kernels that write the blocks: they are sent once it says True.
+            after: what is behind the kernels that write the blocks: they are sent once it is over.
+                A :class:`kvxfer.Wait` (``EventPool.record()`` gives one) is left to the daemon,
+                which looks every 20 us; any other object with ``query() -> bool``, e.g. a torch
+                event, is asked by the rank's thread.
 
         More than is asked for may be added. Does nothing when the offer has ended. Raises Invalid
         (out of range, a block of a layer a second time, sealed). Never blocks.
@@ -133,6 +147,9 @@ class Offer(Source):
             if self.ended or self._error is not None:
                 return
             self._check_new(row)
+            if not ready and isinstance(after, Wait):
+                row = row._replace(wait=self._hub.daemon_wait(after))
+                ready = row.wait is not None
             if ready:
                 self._added(row)
             else:
@@ -149,8 +166,7 @@ class Offer(Source):
             self._sealed = True
             if deadline is not None:
                 self._until = min(self._until, self._hub.now() + deadline)
-                self._hub.no_alarm(self._alarm)
-                self._alarm = self._hub.alarm(self._until, self._on_deadline)
+                self.watch_clock()
             self._check_sealed()
 
     def retract(self, timeout: Optional[float] = None) -> bool:
@@ -199,8 +215,11 @@ class Offer(Source):
                               f"layers {row.layer}..{row.stop - 1}: some were added before")
 
     def _added(self, row: _Row) -> None:
-        last = self._rows[-1] if self._rows else None
-        if (last is not None and last.group == row.group and last.span.first == row.span.first
+        last = None
+        if self._rows:
+            last = self._rows[-1] = _settled(self._rows[-1])
+        if (last is not None and last.wait is row.wait
+                and last.group == row.group and last.span.first == row.span.first
                 and last.stop == row.layer and last.span.ids.obj == row.span.ids.obj):
             self._rows[-1] = last._replace(stop=row.stop)
         else:
@@ -254,7 +273,7 @@ class Offer(Source):
 
     def _feed(self, dest: Dest, rows: List[_Row]) -> None:
         """Sends to a destination what it wants of these rows."""
-        lists: Dict[Pair, List[Blocks]] = {}
+        lists: Dict[Pair, List[Piece]] = {}
         data: _Data = dest.data
         for feed in data.feeds:
             for row in rows:
@@ -273,8 +292,7 @@ class Offer(Source):
         assert geometry is not None
         here = self._hub.geometry
         try:
-            if geometry.life != ask.life:  # the blocks are not those of the one that asked
-                raise ClientLost(f"{ask.name} has started anew since it asked for {self.id!r}")
+            self._check_life(dest)  # else the blocks are not those of the one that asked
             here.check_words(geometry)
             takes = tuple(take for want in ask.wants for take in want.takes)
             pairs = dest.peer.pairs_of(here, takes, True)
@@ -287,6 +305,7 @@ class Offer(Source):
         dest.data = _Data(feeds, stream)
         dest.state = OPEN
         if self._rows or dest.data.complete:
+            self._rows = [_settled(row) for row in self._rows]
             self._feed(dest, list(self._rows))
         else:
             stream.open()

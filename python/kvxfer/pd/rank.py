@@ -1,11 +1,12 @@
 """One rank of an engine: its memory, its peers, and the transfers it has promised or asked for."""
 
+import threading
 import time
 from types import TracebackType
 from typing import Any, Dict, List, Mapping, Optional, Type, Union
 
 from ..client import Client
-from ..errors import Cancelled, Closed, Exists, Invalid, KvxferError
+from ..errors import Cancelled, Closed, Exists, Internal, Invalid, KvxferError
 from ..region import Region
 from .dest import Decline
 from .expect import Expect
@@ -20,14 +21,15 @@ from .rendezvous import Outcome, Wanted
 
 __all__ = ["Rank"]
 
+
 class Rank:
     """One rank of an engine. One per worker process.
 
     It has a connection to the node's daemon of its own, and a thread that reads its events. Any
     thread may call anything. Nothing blocks but the constructor, ``serve()``, ``wait()``,
     ``Offer.retract()`` and ``close()``. Calls raise only for wrong arguments (Invalid, Exists) and
-    after ``close()`` (Closed): what goes wrong with peers, daemons and deadlines is told by the
-    :class:`Outcome` of the thing.
+    after ``close()`` (Closed), and where the rank's thread has ended by a defect (Internal): what
+    goes wrong with peers, daemons and deadlines is told by the :class:`Outcome` of the thing.
 
     When the daemon is lost everything open ends with DaemonLost; the thread connects and publishes
     again as soon as it is back, and what was begun meanwhile goes on.
@@ -63,6 +65,7 @@ class Rank:
         self._client = Client(socket, name=name[-64:], timeout=timeout)
         self._hub = RankHub(self._client, name, patience)
         self._outcomes = self._hub.outcomes
+        self._life = threading.Lock()  # serve() and close() follow each other
         self._served = False
         self._closed = False
 
@@ -82,12 +85,13 @@ class Rank:
         may do: "w" suffices where this rank only expects, "r" where it only holds.
 
         Raises Exists (another live rank has the name), Quota, NoMemory, Deadline, DaemonLost."""
-        if self._closed or self._served:
-            raise Invalid("serve() was called before, or the rank is closed")
-        geometry = Geometry(pool.groups, regions=pool.regions, check=self._check, info=self._info,
-                            **self._place)
-        self._hub.start(geometry, lambda of: self._publish(pool, access, of))
-        self._served = True
+        with self._life:
+            if self._closed or self._served:
+                raise Invalid("serve() was called before, or the rank is closed")
+            geometry = Geometry(pool.groups, regions=pool.regions, check=self._check,
+                                info=self._info, **self._place)
+            self._hub.start(geometry, lambda of: self._publish(pool, access, of))
+            self._served = True
 
     def _publish(self, pool: Pool, access: str, geometry: Geometry) -> List[Region]:
         regions: List[Region] = []
@@ -129,8 +133,9 @@ class Rank:
 
         Raises Invalid, Exists (an offer of that id has not ended), Closed.
         """
-        hub = self._ready()
+        hub = self._hub
         with hub.lock:
+            self._check_ready()
             offer = Offer(hub, hub.sources, id, deadline, label)
             hub.sources.begin(offer)
         return offer
@@ -150,8 +155,9 @@ class Rank:
 
         Raises Invalid, Exists, Closed.
         """
-        hub = self._ready()
+        hub = self._hub
         with hub.lock:
+            self._check_ready()
             expect = Expect(hub, id, source, blocks, deadline, label, tokens, info)
             hub.begin(expect)
         return expect
@@ -162,8 +168,9 @@ class Rank:
         """Keeps blocks of request ``id`` to be read by one decode engine. Ends well when every rank
         of that engine has read (or said that it needs nothing), and badly at the deadline; a rank
         that is reading then is told to stop first. Arguments as of ``offer`` and ``expect``."""
-        hub = self._ready()
+        hub = self._hub
         with hub.lock:
+            self._check_ready()
             hold = Hold(hub, hub.sources, id, blocks, deadline, label)
             hub.sources.begin(hold)
         return hold
@@ -173,8 +180,9 @@ class Rank:
         """Reads what the prefill engine ``source`` holds of request ``id`` into own blocks.
         Arguments as of ``expect``. All ranks of this engine have to call it (with {} where nothing
         is needed), or the other side holds its blocks until its deadline."""
-        hub = self._ready()
+        hub = self._hub
         with hub.lock:
+            self._check_ready()
             fetch = Fetch(hub, id, source, blocks, deadline, label, tokens, info)
             hub.begin(fetch)
         return fetch
@@ -185,8 +193,9 @@ class Rank:
         (with ``reading``: their hold) ends at once, with the reason, also one that begins later.
         For requests that are given up before ``expect`` or ``fetch``. No Outcome here. Raises
         Closed."""
-        hub = self._ready()
+        hub = self._hub
         with hub.lock:
+            self._check_ready()
             error = Cancelled(f"{id!r} is not wanted" + (f": {reason}" if reason else ""))
             Decline(hub, id, "hold" if reading else "offer", source, error).begin()
 
@@ -223,16 +232,19 @@ class Rank:
     def stats(self) -> Dict[str, Union[int, float]]:
         """Counters since the start: "offers", "expects", "holds", "fetches" that ended well,
         "failed", "failed.<STATUS>", "bytes_out", "bytes_in", "seconds_<role>" (of those that ended
-        well, summed up), "transfers", "messages_out", "messages_in"; and what is there now: "open",
-        "peers", "running" (transfers)."""
+        well, summed up), "transfers", "messages_out", "messages_in"; where they are not 0
+        "messages_bad", "messages_dropped", "asks_refused", "asks_again", "asks_late",
+        "answers_dropped" (docs/python-pd.md, "Limits"); and what is there now: "open", "peers",
+        "running" (transfers)."""
         with self._hub.lock:
             return self._hub.stats()
 
     def peer_info(self, source: Endpoint, *, pp: int = 0,
                   tp: int = 0) -> Optional[Mapping[str, Any]]:
         """``info`` of another rank; None while it is not known (it is looked for then)."""
-        hub = self._ready()
+        hub = self._hub
         with hub.lock:
+            self._check_ready()
             peer = hub.peer(rank_name(source.engine, source.dp, pp, tp), source.address_of(pp, tp))
             return peer.geometry.info if peer.up and peer.geometry is not None else None
 
@@ -243,16 +255,17 @@ class Rank:
         Raises Deadline where the daemon did not confirm the end: then the memory may still be
         written to, and nothing is said of what was open."""
         hub = self._hub
-        with hub.lock:
-            if self._closed:
-                return
-            self._closed = True
-        hub.stop(self._timeout)
-        try:
-            hub.close_regions()
-        finally:
-            self._client.close()
-        hub.end_all(Closed("the rank was closed"))
+        with self._life:
+            with hub.lock:
+                if self._closed:
+                    return
+                self._closed = True
+            hub.stop(self._timeout)
+            try:
+                hub.close_regions()
+            finally:
+                self._client.close()
+            hub.end_all(hub.broken or Closed("the rank was closed"))
 
     def __enter__(self) -> "Rank":
         return self
@@ -264,9 +277,11 @@ class Rank:
     def __repr__(self) -> str:
         return f"<Rank {self.name!r}{', closed' if self._closed else ''}>"
 
-    def _ready(self) -> RankHub:
+    def _check_ready(self) -> None:
+        """The hub's lock is held: what begins now is ended by close()."""
         if self._closed:
             raise Closed(f"the rank {self.name!r} is closed")
         if not self._served:
             raise Invalid("serve() comes first")
-        return self._hub
+        if self._hub.broken is not None:
+            raise Internal(self._hub.broken.text)

@@ -4,7 +4,8 @@ from typing import (TYPE_CHECKING, Any, Callable, Dict, List, Mapping, NamedTupl
                     Protocol, Sequence, Set, Tuple)
 
 from ..errors import Cancelled, Deadline, Invalid, KvxferError, Status, from_status
-from ..events import Event, Op
+from ..events import Op
+from ..wait import Wait
 from .geometry import Geometry
 from .messages import copy_ids
 from .plan import Span, Take
@@ -12,16 +13,18 @@ from .plan import Span, Take
 if TYPE_CHECKING:
     import threading
 
-    from .peers import Peer
+    from .peers import Failing, Peer
     from .stream import Pair, Stream, StreamOwner
 
-__all__ = ["Alarm", "Hub", "Outcome", "Rendezvous", "Wanted", "error_fields", "error_of", "spans"]
+__all__ = ["Alarm", "Hub", "Insisting", "Outcome", "Rendezvous", "Wanted", "error_fields",
+           "error_of", "insist", "spans"]
 
 Alarm = List[Any]  #: when, number, call; what Hub.alarm() gives
 Ids = Any  #: block ids: one-dimensional numpy array, torch CPU tensor or sequence of int
 Wanted = Mapping[int, Tuple[int, Ids]]  #: group index -> (first logical block, block ids)
 
 ID_MAX = 200
+NAME_MAX, ADDRESS_MAX = 200, 200  #: of other ranks, in messages
 INFO_MAX = 1024
 #: How long the message that says why something was cancelled may come behind the transfer's end.
 CAUSE_S = 1.0
@@ -82,6 +85,18 @@ class Hub(Protocol):
 
     def unlisten(self, token: int) -> None: ...
 
+    def may_meet(self, name: str, address: str) -> bool:
+        """Whether it is known, or one more may be: asked where another rank's word would make this
+        one look for it."""
+
+    def guard(self, whom: "Optional[Failing]", call: Callable[..., Any], *args: Any) -> None:
+        """Calls it; what it raises is logged, and told to ``whom.on_defect``."""
+
+    def count(self, what: str) -> None: ...
+
+    def daemon_wait(self, wait: Wait) -> Optional[Wait]:
+        """The same as the daemon is to be told of it; None: it cannot wait for that."""
+
     def poll_soon(self, thing: Any) -> None:
         """``thing.on_poll()`` is called until it returns False."""
 
@@ -90,6 +105,41 @@ class Hub(Protocol):
         over()."""
 
     def finish(self, thing: "Rendezvous", outcome: Outcome) -> None: ...
+
+
+class Insisting(Protocol):
+    """The other rank of something that is to end: a Watcher of its peer."""
+
+    peer: "Peer"
+
+    @property
+    def ending(self) -> bool:
+        """It has not confirmed that nothing moves any more."""
+
+    def tell_end(self) -> None:
+        """Tells it to stop. Its peer is up."""
+
+    def on_peer_up(self, peer: "Peer") -> None: ...
+
+    def on_peer_missing(self, peer: "Peer") -> None: ...
+
+    def on_peer_lost(self, peer: "Peer", error: KvxferError, fenced: bool) -> None: ...
+
+    def on_defect(self, error: KvxferError) -> None: ...
+
+
+def insist(hub: Hub, one: Insisting, pause: float = AGAIN_S) -> None:
+    """Tells it to stop, again and again until it has confirmed that: what was told may be lost with
+    the connection, and until then it may still move something. Where it is being looked for, its
+    ``on_peer_up`` tells."""
+    if not one.ending:
+        return
+    if one.peer.lost:
+        one.peer = hub.peer(one.peer.name, one.peer.address)
+        one.peer.watchers.add(one)
+    if one.peer.up:
+        one.tell_end()
+    hub.alarm(hub.now() + pause, lambda: insist(hub, one, min(2 * pause, AGAIN_MOST_S)))
 
 
 class Rendezvous:
@@ -116,7 +166,12 @@ class Rendezvous:
         self._error: Optional[KvxferError] = None
         self._nbytes = 0
         self._transports: Set[str] = set()
-        self._alarm = hub.alarm(self._until, self._on_deadline)
+        self._alarm: Alarm = [0.0, 0, None]  # not set
+
+    def watch_clock(self) -> None:
+        """From now on its deadline counts: it is in the rank's tables."""
+        self._hub.no_alarm(self._alarm)
+        self._alarm = self._hub.alarm(self._until, self._on_deadline)
 
     def cancel(self, reason: str = "") -> None:
         """Ends it early. Its Outcome (Cancelled) comes when its blocks are not in use any more:
@@ -137,6 +192,10 @@ class Rendezvous:
     def _fail(self, error: KvxferError) -> None:
         """The first cause stays. Ends everything that is under way."""
         raise NotImplementedError
+
+    def on_defect(self, error: KvxferError) -> None:
+        """Something of it has raised what it must not."""
+        self._fail(error)
 
     def daemon_lost(self, error: KvxferError) -> None:
         """Everything has ended with the daemon."""

@@ -7,8 +7,9 @@ from typing import Any, Deque, Dict, List, NamedTuple, Optional, Protocol, Seque
 from ..errors import Internal, KvxferError, TryAgain
 from ..events import Event, Op
 from ..transfer import Blocks, Transfer
+from ..wait import Wait
 
-__all__ = ["MORE", "Link", "Stream", "StreamOwner"]
+__all__ = ["MORE", "Link", "Piece", "Stream", "StreamOwner"]
 
 Pair = Tuple[int, int]  #: region here, region there
 
@@ -19,13 +20,16 @@ MORE = b"kvp1 more"
 class Link(Protocol):
     """The daemon, as far as streams use it. Rank's lock held."""
 
+    def free(self) -> bool:
+        """Whether a call of the client would not wait. If not: ``blocked()``, and later."""
+
     def room(self) -> bool:
         """Whether another transfer may be opened."""
 
     def spare(self) -> bool:
         """Whether one may be opened that is not needed yet."""
 
-    def submit(self, stream: "Stream", pair: Pair, blocks: Optional[Blocks], tag: int,
+    def submit(self, stream: "Stream", pair: Pair, piece: "Optional[Piece]", tag: int,
                streaming: bool) -> Transfer:
         """Raises KvxferError: nothing was submitted; TryAgain: later."""
 
@@ -40,12 +44,27 @@ class StreamOwner(Protocol):
     def on_stream_end(self, stream: "Stream") -> None:
         """Nothing moves any more, and nothing will."""
 
+    def on_defect(self, error: KvxferError) -> None:
+        """Something of it has raised what it must not: it fails."""
+
+
+class Piece(NamedTuple):
+    """A list, and what the daemon waits for before it moves its bytes."""
+
+    blocks: Blocks
+    wait: Optional[Wait] = None
+
+    @property
+    def options(self) -> Dict[str, Any]:
+        """For submit and append."""
+        return {} if self.wait is None else {"wait": self.wait}
+
 
 class Put(NamedTuple):
     """Lists for one pair; ``last``: nothing follows for it."""
 
     pair: Pair
-    blocks: Sequence[Blocks]
+    pieces: Sequence[Piece]
     last: bool
 
 
@@ -73,6 +92,7 @@ class Stream:
         self._running: Dict[int, Transfer] = {}  # by transfer id; all that have not ended
         self._waiting: Deque[Put] = deque()
         self._draining = False  # after pause(): nothing is given until all have ended
+        self._to_cancel: Dict[int, Transfer] = {}  # by transfer id; not told to the daemon yet
 
     @property
     def idle(self) -> bool:
@@ -83,7 +103,7 @@ class Stream:
         """Opens the transfers before there is anything to put: then the first put costs less."""
         try:
             for pair, tag in self._tags.items():
-                if not self.link.spare():
+                if not (self.link.free() and self.link.spare()):
                     return
                 transfer = self.link.submit(self, pair, None, tag, True)
                 self._running[transfer.id] = self._open[pair] = transfer
@@ -92,47 +112,58 @@ class Stream:
         except KvxferError as error:
             self.fail(error)
 
-    def put(self, lists: Dict[Pair, List[Blocks]], last: bool) -> None:
+    def put(self, lists: Dict[Pair, List[Piece]], last: bool) -> None:
         """More to move. ``last``: every pair has all."""
         for pair in sorted(self._left) if last else lists:
             self._waiting.append(Put(pair, lists.get(pair, ()), last))
         self.go()
 
     def go(self) -> None:
-        """Gives the daemon what waits."""
-        while self._waiting and self.error is None and not self._draining:
-            put = self._waiting[0]
-            try:
-                if not self._give(put):
-                    self.link.blocked(self)
-                    return
-            except TryAgain:
+        """Gives the daemon what waits: cancels, ends of what is to be paused, lists. What it does
+        not take now is given again soon."""
+        if not (self._waiting or self._draining or self._to_cancel):
+            return
+        try:
+            if not (self.link.free() and self._go()):
                 self.link.blocked(self)
-                return
-            except KvxferError as error:
-                self.fail(error)
-                return
+        except TryAgain:
+            self.link.blocked(self)
+        except KvxferError as error:
+            self.fail(error)
+
+    def _go(self) -> bool:
+        """False: no room."""
+        if self.error is not None:
+            self._cancel()
+            return True
+        if self._draining:
+            self._seal()
+            return True
+        while self._waiting:
+            if not self._give(self._waiting[0]):
+                return False
             self._waiting.popleft()
+        return True
 
     def _give(self, put: Put) -> bool:
         """False: no room. What was given is taken off the put that waits first."""
-        pair, blocks, last = put
+        pair, pieces, last = put
         transfer = self._open.get(pair)
-        while blocks:
+        while pieces:
             if transfer is not None:
-                transfer.append(blocks[0])
+                transfer.append(pieces[0].blocks, **pieces[0].options)
             elif not self.link.room():
                 return False
             else:
-                only = last and len(blocks) == 1
-                transfer = self.link.submit(self, pair, blocks[0], self._tags[pair], not only)
+                only = last and len(pieces) == 1
+                transfer = self.link.submit(self, pair, pieces[0], self._tags[pair], not only)
                 self._running[transfer.id] = transfer
                 if only:
                     self._left.discard(pair)
                     return True
                 self._open[pair] = transfer
-            blocks = blocks[1:]
-            self._waiting[0] = Put(pair, blocks, last)
+            pieces = pieces[1:]
+            self._waiting[0] = Put(pair, pieces, last)
         if last:
             if transfer is None:
                 raise Internal(f"nothing to move between the regions {pair}: please report this")
@@ -144,38 +175,46 @@ class Stream:
     def pause(self) -> None:
         """What waits is forgotten; what is under way ends, and only then can more be put."""
         self._waiting.clear()
-        if not self._running:
-            return
-        self._draining = True
+        self._draining = bool(self._running)
+        self.go()
+
+    def _seal(self) -> None:
+        """Raises TryAgain: some are still open."""
         for pair, transfer in list(self._open.items()):
-            try:
-                transfer.seal(MORE)
-            except KvxferError as error:
-                self.fail(error)
-                return
+            transfer.seal(MORE)
             del self._open[pair]
 
-    def cancel(self, error: KvxferError) -> None:
-        """Ends it early: what is under way is cancelled. The owner is told, here or later."""
-        self.fail(error)
-
     def fail(self, error: KvxferError) -> None:
+        """Ends it early: what is under way is cancelled. The owner is told, here or later."""
         if self.error is None:
             self.error = error
+            self._to_cancel = dict(self._running)
         self._waiting.clear()
         self._open.clear()
-        for transfer in list(self._running.values()):
+        self._draining = False
+        self.go()
+        self._check_end()
+
+    def _cancel(self) -> None:
+        """Raises TryAgain: some have not been cancelled."""
+        for number, transfer in list(self._to_cancel.items()):
             try:
                 transfer.cancel()
+            except TryAgain:
+                raise
             except KvxferError:  # the daemon is lost: its end is on its way
                 pass
-        self._check_end()
+            del self._to_cancel[number]
+
+    def on_defect(self, error: KvxferError) -> None:
+        self.owner.on_defect(error)
 
     def on_end(self, event: Event) -> None:
         """A transfer of this stream has ended."""
         transfer = event.transfer
         assert transfer is not None
         del self._running[transfer.id]
+        self._to_cancel.pop(transfer.id, None)
         self.link.ended(transfer)
         self.nbytes += event.bytes
         if event.transport:

@@ -24,6 +24,7 @@ from sglang.srt.utils.network import NetworkAddress
 
 from .. import errors
 from ..pd import Endpoint, Offer, Rank
+from ..wait import EventPool
 from .facts import facts_now
 from .geometry import Layout, Place, describe
 from .rooms import Rooms
@@ -63,6 +64,9 @@ class KvxferKVManager(CommonKVManager):
         self._rank: Optional[Rank] = None
         self._stopping = threading.Event()
         self._threads: List[threading.Thread] = []
+        #: Events that the daemon can wait for, and the stream that they are recorded on.
+        self._events = EventPool.of_torch(str(get_device().device))
+        self._after: Any = None
         super().__init__(args, disaggregation_mode, server_args, is_mla_backend)
         # Pages that another TP rank's failure gives back are held until nothing lands in them:
         # always.
@@ -337,12 +341,32 @@ class KvxferKVManager(CommonKVManager):
             offer: Offer = state.transfers[-1]
             super().update_status(bootstrap_room, KVPoll.Transferring)
         try:
+            after = self._shared(wait_event)
             for group in self._layout.kv:
-                offer.add(group, index_slice.start, kv_indices, after=wait_event)
+                offer.add(group, index_slice.start, kv_indices, after=after)
             if is_last_chunk:
-                self._add_last(offer, aux_index, state_indices, wait_event)
+                self._add_last(offer, aux_index, state_indices, after)
         except errors.KvxferError as err:
             self.fail(bootstrap_room, str(err))
+
+    def _shared(self, event: Any) -> Any:
+        """SGLang's event is one of this process alone: one that the daemon can wait for is recorded
+        behind it, on a stream that does nothing else. Where there is none, the event itself."""
+        if event is None or self._events is None:
+            return event
+        import torch
+
+        try:
+            if self._after is None:
+                make: Any = torch.cuda.Stream
+                self._after = make()
+            self._after.wait_event(event)
+            return self._events.record(self._after) or event
+        except errors.Invalid as err:
+            logger.warning("kvxfer: the node's daemon cannot wait for this GPU's events, the "
+                           "engine's process does: %s", err)
+            self._events = None
+            return event
 
     def _add_last(self, offer: Offer, aux_index: Optional[int],
                   state_indices: Optional[Sequence[Any]], after: Any) -> None:

@@ -10,7 +10,8 @@ import numpy
 import torch
 
 from .. import pd
-from ..errors import KvxferError
+from ..errors import Invalid, KvxferError
+from ..wait import EventPool
 from . import ids
 from .config import Config
 from .geometry import Layout
@@ -40,6 +41,7 @@ class Sender:
         self._layout = layout
         self._config = config
         self._device = device
+        self._events = EventPool.of_torch(device)
         self._at_a_time = config.stream_layers
         if self._at_a_time < 0:
             self._at_a_time = -(-len(layout.layers) // _PIECES)
@@ -136,9 +138,18 @@ class Sender:
         return known
 
     def _record(self) -> Any:
-        """An event behind what the GPU has been given so far; None on the CPU, which is in step."""
+        """What is behind all that the GPU has been given so far, for the daemon to wait for; where
+        it cannot, an event that kvxfer.pd asks. None on the CPU, which is in step."""
         if self._device == "cpu":
             return None
+        try:
+            wait = self._events.record() if self._events is not None else None
+        except Invalid as err:
+            logger.warning("kvxfer: the node's daemon cannot wait for this GPU's events, the "
+                           "engine's process does: %s", err)
+            self._events = wait = None
+        if wait is not None:
+            return wait
         event: Any = torch.Event(self._device)
         event.record()
         return event
