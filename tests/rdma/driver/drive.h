@@ -78,6 +78,7 @@ struct drive {
 	struct drv_desc desc;
 	uint8_t desc_bytes[KVXFER_DESCRIPTOR_MAX];
 	bool desc_valid;  /* serve has a region for us */
+	bool zone_empty;  /* it is a new one: of what was written to an old one nothing is there */
 	bool import_good; /* transfers can be submitted */
 	bool daemon_gone;
 	uint64_t import_retry_ns, chan_retry_ns, daemon_retry_ns, next_submit_ns;

@@ -78,21 +78,29 @@ static bool ended_before(struct drive *d, uint64_t tag)
 }
 
 static void count_verdict(struct drive *d, enum drv_verdict verdict, const struct drive_xfer *x,
-			  unsigned i)
+			  unsigned i, uint64_t now)
 {
 	static const char *const names[] = {"good", "missing", "misplaced", "corrupt"};
+	static const char *const forms[] = {"ops", "blocks", "large", "stream"};
+	const struct drv_ext *ext = &x->local[i];
+	char what[DRV_TELL_MAX];
 
 	if (verdict == DRV_GOOD)
 		return;
 	d->fig.missing += verdict == DRV_MISSING;
 	d->fig.misplaced += verdict == DRV_MISPLACED;
 	d->fig.corrupt += verdict == DRV_CORRUPT;
-	drv_say("bad=content verdict=%s tag=%llx extent=%u of %u len=%u from=%llu", names[verdict],
-		(unsigned long long)x->tag, i, x->plan.n, x->local[i].len,
-		(unsigned long long)x->remote_offset[i]);
+	drv_source_tell(what, sizeof(what), d->mem.data + drv_ext_offset(ext), ext->len,
+			d->desc.source_seed, x->remote_offset[i] - d->desc.source_offset);
+	drv_say("bad=content verdict=%s tag=%llx op=read form=%s extent=%u of %u len=%u to=%llu "
+		"from=%llu %s took_ms=%.1f ended_ms_ago=%.1f generation=%llu imports=%llu",
+		names[verdict], (unsigned long long)x->tag, forms[x->form], i, x->plan.n, ext->len,
+		(unsigned long long)drv_ext_offset(ext), (unsigned long long)x->remote_offset[i],
+		what, drv_as_ms(now - x->submit_ns), drv_as_ms(drv_now_ns() - now),
+		(unsigned long long)x->plan.generation, (unsigned long long)d->fig.imports);
 }
 
-static void check_read(struct drive *d, const struct drive_xfer *x)
+static void check_read(struct drive *d, const struct drive_xfer *x, uint64_t now)
 {
 	for (unsigned i = 0; i < x->plan.n; i++) {
 		const struct drv_ext *ext = &x->local[i];
@@ -101,7 +109,7 @@ static void check_read(struct drive *d, const struct drive_xfer *x)
 			      drv_source_check(d->mem.data + drv_ext_offset(ext), ext->len,
 					       d->desc.source_seed,
 					       x->remote_offset[i] - d->desc.source_offset),
-			      x, i);
+			      x, i, now);
 		d->fig.verified_bytes += ext->len;
 	}
 	d->fig.verified++;
@@ -144,7 +152,7 @@ static void end_read(struct drive *d, struct drive_xfer *x, int status, uint64_t
 
 	check_read_edges(d, x);
 	if (status == KVXFER_OK && same_source)
-		check_read(d, x);
+		check_read(d, x, now);
 	local_fill(d, x, DRV_CANARY);
 	x->due_ns = now + drv_ms(d->watch_ms);
 	x->state = DRIVE_WATCHED;
@@ -273,8 +281,11 @@ static void watched(struct drive *d, struct drive_xfer *x)
 	if (late != 0) {
 		d->fig.late_transfers++;
 		d->fig.late_bytes += late;
-		drv_say("bad=late tag=%llx bytes=%llu", (unsigned long long)x->tag,
-			(unsigned long long)late);
+		drv_say("bad=late tag=%llx op=read bytes=%llu extents=%u first_offset=%llu "
+			"watched_ms=%.1f",
+			(unsigned long long)x->tag, (unsigned long long)late, x->plan.n,
+			(unsigned long long)drv_ext_offset(&x->local[0]),
+			drv_as_ms(drv_now_ns() - x->due_ns + drv_ms(d->watch_ms)));
 	}
 	local_give(d, x);
 	x->state = DRIVE_FREE;

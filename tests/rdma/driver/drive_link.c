@@ -62,8 +62,20 @@ static void on_desc(struct drive *d, const void *body, size_t len)
 		drv_die("a descriptor message of a wrong length");
 	memcpy(d->desc_bytes, (const uint8_t *)body + sizeof(d->desc), d->desc.len);
 	d->desc_valid = true;
+	d->zone_empty = true;
 	d->import_good = false;
 	d->import_retry_ns = 0;
+}
+
+/* Serve has a zone without anything of ours. An import that is made anew is no reason to think so:
+ * serve may not even have been told of the transfers that have ended here, and will fill their
+ * cells with the canary when it is. */
+static void zone_reset(struct drive *d)
+{
+	drive_forget_held(d);
+	drv_cells_fini(&d->remote);
+	drv_cells_init(&d->remote, d->desc.zone_cells);
+	d->zone_empty = false;
 }
 
 static void on_message(struct drive *d, enum drv_msg type, const void *body, size_t len)
@@ -151,9 +163,8 @@ static void try_import(struct drive *d, uint64_t now)
 		return;
 	}
 	d->fig.imports++;
-	drive_forget_held(d);
-	drv_cells_fini(&d->remote);
-	drv_cells_init(&d->remote, d->desc.zone_cells);
+	if (d->zone_empty)
+		zone_reset(d);
 	d->import_good = true;
 	d->next_submit_ns = 0;
 	drv_say("event=imported generation=%llu transport=%s after_ms=%.1f",

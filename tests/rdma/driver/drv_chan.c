@@ -48,7 +48,7 @@ int drv_chan_listen(const char *addr)
 
 static void chan_init(struct drv_chan *chan, int fd)
 {
-	unsigned silence_ms = 16000;
+	unsigned silence_ms = 30000; /* scenarios let machines stand still for 12 s */
 	int one = 1;
 
 	memset(chan, 0, sizeof(*chan));

@@ -95,6 +95,12 @@ static void extent_hdr_make(struct extent_hdr *hdr, size_t len, uint64_t tag, ui
 	hdr->check = drv_mix(tag ^ drv_mix(offset ^ drv_mix(len)));
 }
 
+static bool hdr_is_one(const struct extent_hdr *hdr)
+{
+	return hdr->magic == EXTENT_MAGIC &&
+	       hdr->check == drv_mix(hdr->tag ^ drv_mix(hdr->offset ^ drv_mix(hdr->len)));
+}
+
 void drv_extent_fill(void *at, size_t len, uint64_t tag, uint64_t offset)
 {
 	struct extent_hdr hdr;
@@ -117,10 +123,21 @@ enum drv_verdict drv_extent_check(const void *at, size_t len, uint64_t tag, uint
 		return DRV_GOOD;
 	if (all_equal(at, len, DRV_CANARY))
 		return DRV_MISSING;
-	if (there.magic == EXTENT_MAGIC && (there.tag != tag || there.offset != offset) &&
-	    there.check == drv_mix(there.tag ^ drv_mix(there.offset ^ drv_mix(there.len))))
+	if (hdr_is_one(&there) && (there.tag != tag || there.offset != offset))
 		return DRV_MISPLACED;
 	return DRV_CORRUPT;
+}
+
+bool drv_extent_named(const void *at, uint64_t *out_tag, uint64_t *out_offset)
+{
+	struct extent_hdr there;
+
+	memcpy(&there, at, sizeof(there));
+	if (!hdr_is_one(&there))
+		return false;
+	*out_tag = there.tag;
+	*out_offset = there.offset;
+	return true;
 }
 
 static uint64_t source_word(uint64_t seed, uint64_t offset)
@@ -135,18 +152,24 @@ void drv_source_fill(void *at, size_t len, uint64_t seed, uint64_t offset)
 
 enum drv_verdict drv_source_check(const void *at, size_t len, uint64_t seed, uint64_t offset)
 {
-	uint64_t first;
-	uint64_t steps;
+	uint64_t there;
 
 	if (words_are(at, len, source_word(seed, offset)))
 		return DRV_GOOD;
 	if (all_equal(at, len, DRV_CANARY))
 		return DRV_MISSING;
-	memcpy(&first, at, sizeof(first));
-	steps = (first - drv_mix(seed)) * 0xf1de83e19937733dull; /* inverse of WORD_STEP */
-	if (steps < (1ull << 40) / 8 && steps != offset / 8)
-		return DRV_MISPLACED;
-	return DRV_CORRUPT;
+	return drv_source_named(at, seed, &there) && there != offset ? DRV_MISPLACED : DRV_CORRUPT;
+}
+
+bool drv_source_named(const void *at, uint64_t seed, uint64_t *out_offset)
+{
+	uint64_t word;
+	uint64_t steps;
+
+	memcpy(&word, at, sizeof(word));
+	steps = (word - drv_mix(seed)) * 0xf1de83e19937733dull; /* inverse of WORD_STEP */
+	*out_offset = steps * 8;
+	return steps < (1ull << 40) / 8;
 }
 
 void drv_payload_fill(void *at, size_t len, uint64_t tag)

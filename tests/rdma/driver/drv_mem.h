@@ -3,6 +3,7 @@
 #ifndef KVX_RDMA_DRV_MEM_H
 #define KVX_RDMA_DRV_MEM_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -35,6 +36,17 @@ enum drv_verdict drv_extent_check(const void *at, size_t len, uint64_t tag, uint
 /* What a source of READs holds: words that follow from a seed and the offset. offset % 8 == 0. */
 void drv_source_fill(void *at, size_t len, uint64_t seed, uint64_t offset);
 enum drv_verdict drv_source_check(const void *at, size_t len, uint64_t seed, uint64_t offset);
+
+/* Which transfer's extent begins here, and which offset of a source this word is; false: none. */
+bool drv_extent_named(const void *at, uint64_t *out_tag, uint64_t *out_offset);
+bool drv_source_named(const void *at, uint64_t seed, uint64_t *out_offset);
+
+/* drv_diff.c: what is there instead of that, as key=value words. */
+#define DRV_TELL_MAX 384u
+void drv_extent_tell(char *buf, size_t size, const void *at, size_t len, uint64_t tag,
+		     uint64_t offset);
+void drv_source_tell(char *buf, size_t size, const void *at, size_t len, uint64_t seed,
+		     uint64_t offset);
 
 /* Payload of a transfer. */
 void drv_payload_fill(void *at, size_t len, uint64_t tag);

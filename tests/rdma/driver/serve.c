@@ -9,6 +9,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#define STILL_MS 1000u
+
 static volatile sig_atomic_t told_to_stop;
 
 static void on_signal(int signo)
@@ -107,6 +109,7 @@ void serve_report(struct serve *s, struct drv_report *report)
 	    {"verdict_mismatch", fig->verdict_mismatch},
 	    {"verified", fig->verified},
 	    {"verified_bytes", fig->verified_bytes},
+	    {"verified_before", fig->verified_before},
 	    {"unverified", fig->unverified},
 	    {"duplicated", fig->arrivals_dup},
 	    {"missing", fig->missing},
@@ -177,6 +180,10 @@ static void turn(struct serve *s)
 	while ((line = drv_control_next(&s->control)) != NULL)
 		on_command(s, line);
 	now = drv_now_ns();
+	/* A machine that stood still: what came meanwhile has its time from now on. */
+	if (now - s->turn_ns > drv_ms(STILL_MS))
+		s->awake_ns = now;
+	s->turn_ns = now;
 	serve_conns_tick(s, now);
 	serve_region_tick(s, now);
 }

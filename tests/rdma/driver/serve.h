@@ -22,11 +22,18 @@ struct serve_rec {
 	uint64_t tag;
 	bool planned, arrived, noted; /* what has come in so far */
 	int arrival_status, note_status;
+	uint64_t planned_ns, arrived_ns, noted_ns;
 	bool checked; /* its content was looked at */
+	bool whole;   /* when its cells were filled with the canary all of it was there */
 	bool watching, watched;
 	uint64_t due_ns; /* of the wait for the arrival, then of the watch */
 	uint8_t *copy;   /* its extents as they were when the daemon was lost */
 	struct drv_plan plan;
+};
+
+/* What a cell was filled with the canary for the last time, at the end of which transfer. */
+struct serve_fill {
+	uint64_t tag, at_ns;
 };
 
 struct serve_conn {
@@ -42,6 +49,7 @@ struct serve_conn {
 	char name[64];
 	struct serve_rec *recs;
 	unsigned n_recs;
+	struct serve_fill *fills; /* by cell */
 };
 #define SEEN_ARRIVAL 1u
 #define SEEN_NOTE    2u
@@ -49,7 +57,7 @@ struct serve_conn {
 struct serve_figures {
 	uint64_t arrivals, arrivals_ok, arrivals_failed, arrivals_dup, arrivals_unknown;
 	uint64_t arrivals_read, arrivals_missing, payload_bad, verdict_mismatch;
-	uint64_t verified, verified_bytes, unverified;
+	uint64_t verified, verified_bytes, verified_before, unverified;
 	uint64_t missing, misplaced, corrupt, edge_bytes;
 	uint64_t late_transfers, late_bytes, zone_bytes, guard_bytes, source_bad;
 	uint64_t trials, trials_hit, trial_late, trial_late_bytes, unregister_timeouts;
@@ -83,6 +91,7 @@ struct serve {
 	struct serve_conn conns[SERVE_MAX_CONNS];
 	uint32_t next_conn;
 	uint64_t n_byes;
+	uint64_t turn_ns, awake_ns; /* newest turn; the end of the newest long time without one */
 	bool stop;
 	struct serve_figures fig;
 	struct drv_samples fence_ms;
@@ -96,6 +105,13 @@ void serve_close_trial(struct serve *s);
 void serve_daemon_lost(struct serve *s);
 void serve_region_tick(struct serve *s, uint64_t now);
 uint8_t *serve_share(struct serve *s, const struct serve_conn *conn);
+
+/* serve_check.c: looks at the memory of one transfer. */
+void serve_check(struct serve *s, struct serve_conn *conn, struct serve_rec *rec); /* it is good */
+/* It was told of as failed at first, and now as good. */
+void serve_check_before(struct serve *s, struct serve_conn *conn, struct serve_rec *rec);
+void serve_watch(struct serve *s, struct serve_conn *conn, struct serve_rec *rec);
+void serve_watched(struct serve *s, struct serve_conn *conn, struct serve_rec *rec);
 
 /* serve_rec.c: what becomes of each announced transfer. */
 void serve_on_event(struct kvxfer_client *client, const struct kvxfer_event *event, void *arg);

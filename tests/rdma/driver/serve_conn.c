@@ -29,6 +29,7 @@ static void conn_drop(struct serve_conn *conn)
 	drv_chan_close(&conn->chan);
 	serve_recs_free(conn);
 	free(conn->seen);
+	free(conn->fills);
 	memset(conn, 0, sizeof(*conn));
 }
 
@@ -64,6 +65,9 @@ void serve_accept(struct serve *s)
 		conn->chan = chan;
 		conn->share = share;
 		conn->id = ++s->next_conn;
+		conn->fills = calloc(s->share_cells, sizeof(*conn->fills));
+		if (conn->fills == NULL)
+			drv_die("no memory for %u cells", s->share_cells);
 		return;
 	}
 }

@@ -1,5 +1,6 @@
 /* What becomes of each announced WRITE: plan, arrival and note of its end come in any order; the
- * content is checked once, then the cells are watched. */
+ * content is checked once, then the cells are watched (serve_check.c), and once more when the drive
+ * was told of the end only after that. */
 #include "serve.h"
 
 #include <stdlib.h>
@@ -89,101 +90,6 @@ static bool seen(struct serve_conn *conn, uint64_t tag, uint8_t flag)
 	return was;
 }
 
-static void count_verdict(struct serve *s, enum drv_verdict verdict, const struct serve_rec *rec,
-			  unsigned i)
-{
-	static const char *const names[] = {"good", "missing", "misplaced", "corrupt"};
-
-	if (verdict == DRV_GOOD)
-		return;
-	s->fig.missing += verdict == DRV_MISSING;
-	s->fig.misplaced += verdict == DRV_MISPLACED;
-	s->fig.corrupt += verdict == DRV_CORRUPT;
-	drv_say("bad=content verdict=%s tag=%llx extent=%u of %u len=%u offset=%llu",
-		names[verdict], (unsigned long long)rec->tag, i, rec->plan.n, rec->plan.exts[i].len,
-		(unsigned long long)drv_ext_offset(&rec->plan.exts[i]));
-}
-
-/* Looks at what a successful transfer has left: in the zone, or in the copy of it. */
-static void rec_check(struct serve *s, struct serve_conn *conn, struct serve_rec *rec)
-{
-	const uint8_t *zone = serve_share(s, conn);
-	const uint8_t *at = rec->copy;
-
-	rec->checked = true;
-	for (unsigned i = 0; i < rec->plan.n; i++) {
-		const struct drv_ext *ext = &rec->plan.exts[i];
-		const uint8_t *data = rec->copy != NULL ? at : zone + drv_ext_offset(ext);
-
-		count_verdict(s, drv_extent_check(data, ext->len, rec->tag, drv_ext_offset(ext)),
-			      rec, i);
-		at += rec->copy != NULL ? ext->len : 0;
-		s->fig.verified_bytes += ext->len;
-	}
-	s->fig.verified++;
-}
-
-/* Around its extents nothing may have landed, however it ended. */
-static void rec_check_edges(struct serve *s, struct serve_conn *conn, const struct serve_rec *rec)
-{
-	const uint8_t *zone = serve_share(s, conn);
-
-	for (unsigned i = 0; i < rec->plan.n; i++) {
-		const struct drv_ext *ext = &rec->plan.exts[i];
-		const uint8_t *first = zone + (uint64_t)ext->cell * DRV_CELL;
-		const uint8_t *end = first + (uint64_t)drv_ext_cells(ext) * DRV_CELL;
-		const uint8_t *after = first + ext->edge + ext->len;
-		uint64_t bad =
-		    drv_canary_bad(first, ext->edge) + drv_canary_bad(after, (size_t)(end - after));
-
-		if (bad == 0)
-			continue;
-		s->fig.edge_bytes += bad;
-		drv_say("bad=edge tag=%llx extent=%u bytes=%llu", (unsigned long long)rec->tag, i,
-			(unsigned long long)bad);
-	}
-}
-
-static void rec_watch(struct serve *s, struct serve_conn *conn, struct serve_rec *rec)
-{
-	uint8_t *zone = serve_share(s, conn);
-
-	rec_check_edges(s, conn, rec);
-	for (unsigned i = 0; i < rec->plan.n; i++) {
-		const struct drv_ext *ext = &rec->plan.exts[i];
-
-		drv_canary_fill(zone + (uint64_t)ext->cell * DRV_CELL,
-				(uint64_t)drv_ext_cells(ext) * DRV_CELL);
-	}
-	rec->watching = true;
-	rec->due_ns = drv_now_ns() + drv_ms(s->watch_ms);
-}
-
-static void rec_watched(struct serve *s, struct serve_conn *conn, struct serve_rec *rec)
-{
-	uint8_t *zone = serve_share(s, conn);
-	uint64_t late = 0;
-
-	for (unsigned i = 0; i < rec->plan.n; i++) {
-		const struct drv_ext *ext = &rec->plan.exts[i];
-		uint64_t len = (uint64_t)drv_ext_cells(ext) * DRV_CELL;
-		uint8_t *at = zone + (uint64_t)ext->cell * DRV_CELL;
-		uint64_t bad = drv_canary_bad(at, len);
-
-		late += bad;
-		if (bad != 0)
-			drv_canary_fill(at, len);
-	}
-	rec->watched = true;
-	if (late == 0)
-		return;
-	s->fig.late_transfers++;
-	s->fig.late_bytes += late;
-	drv_say("bad=late tag=%llx bytes=%llu arrived=%d noted=%d", (unsigned long long)rec->tag,
-		(unsigned long long)late, rec->arrived ? rec->arrival_status : -1,
-		rec->noted ? rec->note_status : -1);
-}
-
 static bool rec_ok(const struct serve_rec *rec)
 {
 	return (rec->arrived && rec->arrival_status == KVXFER_OK) ||
@@ -194,7 +100,7 @@ static bool rec_ok(const struct serve_rec *rec)
 static void rec_step_old(struct serve *s, struct serve_conn *conn, struct serve_rec *rec)
 {
 	if (!rec->checked && rec_ok(rec) && rec->copy != NULL)
-		rec_check(s, conn, rec);
+		serve_check(s, conn, rec);
 	if (!rec->noted)
 		return;
 	s->fig.unverified += !rec->checked && rec_ok(rec);
@@ -206,14 +112,14 @@ static void rec_begin(struct serve *s, struct serve_conn *conn, struct serve_rec
 	if (!rec->arrived && rec->note_status == KVXFER_OK) {
 		if (rec->due_ns == 0)
 			rec->due_ns = now + drv_ms(s->grace_ms);
-		if (now < rec->due_ns)
+		if (now < rec->due_ns || now < s->awake_ns + drv_ms(s->grace_ms))
 			return;
 		s->fig.arrivals_missing++;
 		drv_say("bad=arrival_missing tag=%llx", (unsigned long long)rec->tag);
 	}
 	if (rec_ok(rec) && !rec->checked)
-		rec_check(s, conn, rec);
-	rec_watch(s, conn, rec);
+		serve_check(s, conn, rec);
+	serve_watch(s, conn, rec);
 }
 
 static void rec_step(struct serve *s, struct serve_conn *conn, struct serve_rec *rec, uint64_t now)
@@ -228,9 +134,13 @@ static void rec_step(struct serve *s, struct serve_conn *conn, struct serve_rec 
 		return;
 	if (!rec->watching)
 		rec_begin(s, conn, rec, now);
+	else if (!rec->checked && rec_ok(rec))
+		serve_check_before(s, conn, rec);
 	if (rec->watching && !rec->watched && now >= rec->due_ns)
-		rec_watched(s, conn, rec);
+		serve_watched(s, conn, rec);
 	if (rec->watched && rec->noted) {
+		if (rec->noted_ns > rec->due_ns)
+			serve_watched(s, conn, rec); /* a node may have stood still meanwhile */
 		drv_chan_send(&conn->chan, DRV_MSG_FREE, &rec->tag, sizeof(rec->tag));
 		rec_remove(conn, rec);
 	}
@@ -318,6 +228,7 @@ static void on_arrival(struct serve *s, const struct kvxfer_event *event)
 		return;
 	rec = rec_get(conn, event->tag);
 	rec->arrived = true;
+	rec->arrived_ns = drv_now_ns();
 	rec->arrival_status = event->status;
 	check_verdicts(s, rec);
 	rec_step(s, conn, rec, drv_now_ns());
@@ -354,6 +265,7 @@ void serve_on_plan(struct serve *s, struct serve_conn *conn, const void *body, s
 		drv_die("%s sends a plan that is none", conn->name);
 	rec = rec_get(conn, plan.tag);
 	rec->planned = true;
+	rec->planned_ns = drv_now_ns();
 	rec->plan = plan;
 	rec_step(s, conn, rec, drv_now_ns());
 }
@@ -376,6 +288,7 @@ void serve_on_note(struct serve *s, struct serve_conn *conn, const struct drv_no
 	if (rec == NULL)
 		drv_die("%s notes the end of what it has not announced", conn->name);
 	rec->noted = true;
+	rec->noted_ns = drv_now_ns();
 	rec->note_status = note->status;
 	check_verdicts(s, rec);
 	rec_step(s, conn, rec, drv_now_ns());

@@ -1,4 +1,6 @@
 """A guest as scenarios see it (../README.md): commands, daemons, faults, power."""
+import os
+import re
 import shlex
 import signal
 
@@ -9,6 +11,9 @@ from harness.machine import TIMED_OUT, Failed, Patience
 NICS = 3  # eth0 control, eth1 and eth2 rails
 GID_TIMEOUT_S = 15
 RESET_TIMEOUT_S = 40
+# Lines of a failed scenario's programs: of each kind that they found wrong, and the last ones.
+MOST_BAD = 12
+TAIL = 15
 
 
 class Guest:
@@ -119,15 +124,24 @@ class Guest:
         self.machine.power_off()
 
     def freeze(self):
+        """The whole machine stops; its clock finds, afterwards, that it went on."""
         self.machine.signal(signal.SIGSTOP)
 
     def thaw(self):
         self.machine.signal(signal.SIGCONT)
 
+    def pause(self):
+        """Likewise, but for the machine no time goes by: its clock stands still, too."""
+        self.machine.monitor("stop")
+
+    def resume(self):
+        self.machine.monitor("cont")
+
     def reset(self):
         """As after a boot: no process of ours, no file, no fault, a new rxe0. Gives a Process, to be waited for; what cannot be undone
         is a failure of the scenario before."""
         self.thaw()
+        self.resume()
         self.processes, self.daemons = [], []
         return self.machine.start(
             "kill -9 -1; " + self.heal_line() + "; sleep 0.1; "
@@ -136,19 +150,40 @@ class Guest:
             "for d in /sys/class/infiniband/*; do [ -e $d ] && rdma link delete ${d##*/}; done; "
             "rm -rf /run/kvx /tmp/* /dev/shm/* /var/lib/kvxfer/*; " + self.rail_line(0), RESET_TIMEOUT_S * Patience.factor)
 
-    def report(self):
-        """Lines that explain a failure: ends of the logs of daemons and of background commands."""
+    def report(self, folder):
+        """Lines that explain a failure: ends of the logs of daemons and of background commands, and what these found wrong. All of it
+        is written to the folder."""
         lines = []
         if not self.alive:
             return [f"{self.name}: is off"]
         for daemon in self.daemons:
             how = "runs" if daemon.alive else f"ended with {daemon.process.rc if daemon.process else 'nothing'}"
-            tail = self.run(f"tail -n 40 {daemon.folder}/log", check=False).out.splitlines()
+            log = self.run(f"cat {daemon.folder}/log", check=False).out
+            keep(folder, f"{self.name}-{daemon.name}.log", log)
+            tail = log.splitlines()[-40:]
             lines += [f"{self.name}: {daemon.name} {how}; its log:"] + ["  " + line for line in tail]
         for process in self.processes:
             if any(process is daemon.process for daemon in self.daemons):
                 continue
             how = "runs" if process.alive else f"ended with {process.rc}"
+            said = (process.out + process.err).splitlines()
+            keep(folder, f"{self.name}-{process.number}.out", f"{process.command} {how}\n{process.out}{process.err}")
             lines.append(f"{self.name}: {process.command} {how}:")
-            lines += ["  " + line for line in (process.out + process.err).splitlines()[-15:]]
+            lines += ["  " + line for line in found_wrong(said[:-TAIL]) + said[-TAIL:]]
         return lines
+
+
+def found_wrong(lines):
+    """What a driver says is wrong (bad=KIND ...): the first few of each kind."""
+    shown, counts = [], {}
+    for line in lines:
+        if match := re.search(r"\bbad=(\w+)", line):
+            counts[match[1]] = counts.get(match[1], 0) + 1
+            if counts[match[1]] <= MOST_BAD:
+                shown.append(line)
+    return shown + [f"... and {count - MOST_BAD} more of {kind}" for kind, count in counts.items() if count > MOST_BAD]
+
+
+def keep(folder, name, text):
+    with open(os.path.join(folder, name), "a", encoding="utf-8") as out:
+        out.write(text)

@@ -1,6 +1,7 @@
 """One QEMU: its process, its network cards, its console, and the command channel (guest/kvx_guest.c has the protocol). A machine is
 started once; another boot is another Machine."""
 import ctypes
+import json
 import os
 import re
 import signal
@@ -53,12 +54,10 @@ class Result:
         self.command = process.command
 
     def json(self):
-        import json
         return json.loads(self.out)
 
     def figures(self):
         """Its last line, a JSON object."""
-        import json
         lines = [line for line in self.out.splitlines() if line.startswith("{")]
         if not lines:
             raise Failed(f"{self.command}: no figures in its output: {self.out[-300:]!r} {self.err[-300:]!r}")
@@ -144,14 +143,16 @@ class Machine:
         self.folder = folder
         self.console_path = os.path.join(folder, "console.log")
         self.port_path = os.path.join(folder, "port")
+        self.qmp_path = os.path.join(folder, "qmp")
         self.processes = {}
         self.next_number = 1
         self.lock = threading.Lock()
         self.ready = threading.Event()
         self.console_seen = 0
         self.started = time.monotonic()
-        if os.path.exists(self.port_path):
-            os.unlink(self.port_path)
+        for path in (self.port_path, self.qmp_path):
+            if os.path.exists(path):
+                os.unlink(path)
         self.qemu = subprocess.Popen(
             self.command(kernel, initrd, words, nics), stdin=subprocess.DEVNULL,
             stdout=open(os.path.join(folder, "qemu.log"), "wb"), stderr=subprocess.STDOUT, preexec_fn=die_with_parent)
@@ -169,6 +170,7 @@ class Machine:
             QEMU, "-accel", "tcg,tb-size=256", "-cpu", "max", "-smp", "1", "-m", str(MEMORY_MB), "-nodefaults", "-no-user-config",
             "-display", "none", "-no-reboot", "-kernel", kernel.image, "-initrd", initrd, "-append", line,
             "-chardev", f"file,id=console,path={self.console_path}", "-serial", "chardev:console",
+            "-qmp", f"unix:{self.qmp_path},server=on,wait=off",
             "-device", "virtio-serial-pci", "-chardev", f"socket,id=port,path={self.port_path},server=on,wait=off",
             "-device", "virtserialport,chardev=port,name=kvx",
         ]
@@ -262,6 +264,21 @@ class Machine:
     def signal(self, how):
         if self.alive:
             self.qemu.send_signal(how)
+
+    def monitor(self, word):
+        """Has QEMU do it: "stop", "cont"."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as port:
+            port.settimeout(30)
+            port.connect(self.qmp_path)
+            stream = port.makefile("rw")
+            for line in ("", "qmp_capabilities", word):
+                if line:
+                    stream.write(json.dumps({"execute": line}) + "\n")
+                    stream.flush()
+                while "event" in (answer := json.loads(stream.readline())):
+                    pass
+                if "error" in answer:
+                    raise Failed(f"qemu: {line}: {answer}")
 
     def power_off(self):
         if self.alive:

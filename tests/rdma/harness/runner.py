@@ -115,18 +115,20 @@ class Runner:
         if net.values:
             print(f"# {function.__name__}: " + " ".join(f"{key}={value}" for key, value in net.values.items()))
         if why:
-            self.explain(net, why, trace)
+            self.explain(net, function.__name__, why, trace)
         sys.stdout.flush()
 
-    def explain(self, net, why, trace):
+    def explain(self, net, name, why, trace):
         for line in why:
             for part in line.splitlines():
                 print(f"#   {part}")
         if trace:
             print(f"#   at {trace}")
+        folder = os.path.join(self.folder, name)
+        os.makedirs(folder, exist_ok=True)
         for guest in net.guests:
             try:
-                for line in guest.report():
+                for line in guest.report(folder):
                     print(f"#     {line}")
             except Failed as failed:
                 print(f"#     {guest.name}: {failed}")

@@ -1,5 +1,6 @@
 """The guests themselves: devices, wires, faults, and that the harness sees what goes wrong. Without these the other scenarios
 prove nothing."""
+from harness.engines import CHANNEL_NIC, Drive, Serve, brief, promises, show
 from harness.machine import Failed
 from harness.perftest import perftest
 from harness.scenario import check, scenario
@@ -86,3 +87,24 @@ def what_goes_wrong_is_seen(net):
     check(waiting.wait(5).rc == -1, "a command ends with its guest")
     b.boot()
     check(reaches(a, b, 0) and reaches(a, b, 1), "a guest that was booted again is reached")
+
+
+@scenario(sets="long", limit_s=120)
+def engines_talk_late(net):
+    """What the engines tell each other is 1.5 s late, and imports are made anew meanwhile: what is right is not counted as wrong."""
+    a, b = net.a, net.b
+    da, db = net.daemons()
+    serve = Serve(b, db, zone="1M")
+    drive = Drive(a, da, serve, window=32, ops=8, sizes="4K:16K", max_bytes="128K", big_pct=0, big="64K", read_pct=20, zone="1M").ready()
+    a.netem("delay 1500ms", CHANNEL_NIC)
+    for _ in range(3):
+        a.run("sleep 3")
+        drive.tell("reimport")
+        drive.process.expect("event=imported", 20)
+    a.run("sleep 3")
+    a.netem(None, CHANNEL_NIC)
+    figures = drive.stop()
+    show(net, figures)
+    net.figures(imports=figures["imports"])
+    promises(figures, all_ok=True)
+    check(figures["imports"] == 4, f"each import was made anew: {brief(figures)}")

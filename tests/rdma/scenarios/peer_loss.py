@@ -1,10 +1,13 @@
 """The other node's daemon, or the whole node, is gone from one moment to the next. What was in flight ends in bounded time, and when the
 node is back, under a new epoch or altogether new, transfers go again without anything being restarted here."""
+from harness.daemon import LOST_MS
 from harness.engines import Drive, Serve, brief, promises, show
 from harness.scenario import check, scenario
 
 FAST_MS = 1000  # the control connection breaks at once
 WORST_MS = 5000  # nothing says that the node is gone
+STILL_S = 12  # a machine: the engines' own connection lasts for 30
+NO_VERBS = {"verbs.enable": "false"}
 BACK_S = 25  # daemons look for each other with a back-off of up to 5 s
 
 
@@ -89,24 +92,69 @@ def peer_powered_off(net):
     promises(figures)
 
 
-@scenario(sets="long", limit_s=120)
-def peer_frozen(net):
-    """The peer's machine stops for 12 s and goes on: what it has in its queues lands nowhere, and the nodes meet again."""
-    _, _, drive = begin(net)
+def stand_still(net, who, stop, go_on, sets=None, **values):
+    """A machine stops for 12 s, and goes on: what it has in its queues lands nowhere, what is still on its way to it neither, and the
+    nodes meet again."""
+    # Else it is not lost meanwhile where the harness gives slow machines more time.
+    lost_ms = round(min(LOST_MS * net.slow, STILL_S * 1000 * 2 / 3))
+    _, serve, drive = begin(net, sets={"peer.lost_ms": lost_ms, **(sets or {})}, **values)
+    other = net.a if who is net.b else net.b
     drive.mark("freeze")
     # A wire of the harness holds a sender back when nobody takes its packets; a real one loses them.
-    net.a.block("all", "out")
-    net.b.freeze()
-    net.a.run("sleep 12", timeout=40)
-    net.b.thaw()
-    net.a.unblock()
+    other.block("all", "out")
+    stop()
+    other.run(f"sleep {STILL_S}", timeout=40)
+    go_on()
+    other.unblock()
     drive.mark("thaw")
     again(drive, "thaw")
     figures = drive.stop()
     show(net, figures)
-    times(net, figures, "freeze", WORST_MS)
-    net.figures(back_ms=figures.get("mark_thaw_first_ok_ms", -1))
+    times(net, figures, "freeze", WORST_MS + (STILL_S * 1000 if who is net.a else 0))
+    net.figures(back_ms=figures.get("mark_thaw_first_ok_ms", -1), imports=figures["imports"],
+                statuses={k[7:]: v for k, v in figures.items() if k[:7] == "status_"},
+                **{k: figures.get(k) for k in ("serve_arrivals_failed", "serve_verdict_mismatch", "serve_verified_before")})
     promises(figures)
+    check(figures["summary"], f"the engines are still connected: {brief(figures)}")
+    check(figures["import_losses"] > 0, f"the nodes have lost each other: {brief(figures)}")
+    lost = serve.stop()
+    check(lost["late_bytes"] == 0 and lost["zone_bytes"] == 0 and lost["guard_bytes"] == 0, f"nothing lands later: {brief(lost)}")
+
+
+@scenario(sets="long", limit_s=120)
+def peer_frozen(net):
+    """The peer's machine stops for 12 s and goes on."""
+    stand_still(net, net.b, net.b.freeze, net.b.thaw)
+
+
+@scenario(sets="long", limit_s=120)
+def peer_paused(net):
+    """As peer_frozen; the peer does not know that time went by: to it, its leases are young."""
+    stand_still(net, net.b, net.b.pause, net.b.resume)
+
+
+@scenario(sets="long", limit_s=120)
+def own_frozen(net):
+    """The submitter's machine stops for 12 s and goes on; meanwhile the peer has given up on it, and its engine was told so."""
+    stand_still(net, net.a, net.a.freeze, net.a.thaw)
+
+
+@scenario(sets="long", limit_s=120)
+def own_paused(net):
+    """As own_frozen; the submitter does not know that time went by."""
+    stand_still(net, net.a, net.a.pause, net.a.resume)
+
+
+@scenario(sets="long", limit_s=120)
+def peer_frozen_tcp(net):
+    """As peer_frozen, over TCP, where it is the daemons that place the bytes."""
+    stand_still(net, net.b, net.b.freeze, net.b.thaw, sets=NO_VERBS, require="fabric")
+
+
+@scenario(sets="long", limit_s=120)
+def own_frozen_tcp(net):
+    """As own_frozen, over TCP."""
+    stand_still(net, net.a, net.a.freeze, net.a.thaw, sets=NO_VERBS, require="fabric")
 
 
 @scenario(sets="long", limit_s=120)
