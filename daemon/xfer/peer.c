@@ -1,6 +1,6 @@
-/* The table of peers: opening and closing, one peer's life (found, dialed, up, lost, forgotten),
- * and what the node asks of it. Loop thread. Each peer has one timer, from which peer_step() does
- * all that is due, reading from top to bottom; peers are freed nowhere else. */
+/* One peer's life: found, dialed, up, lost, forgotten. Loop thread. Each peer has one timer, from
+ * which peer_step() does all that is due, reading from top to bottom; peers are freed nowhere else.
+ * The table of peers is in peer_table.c. */
 #include "xfer/peer_priv.h"
 
 #include <errno.h>
@@ -8,11 +8,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <utlist.h>
 
 #include "base/log.h"
-
-/* small things */
 
 uint64_t peer_now(const struct kvx_peers *peers)
 {
@@ -66,12 +63,6 @@ uint64_t peer_backoff_ns(struct kvx_peers *peers, unsigned n_failed)
 	return ns / 2 + peers_random(peers) % (ns / 2 + 1);
 }
 
-void peers_kick(struct kvx_peers *peers)
-{
-	if (peers->kick_open)
-		uv_async_send(&peers->kick);
-}
-
 struct kvx_peer *peer_find(const struct kvx_peers *peers, const uint8_t id[KVX_NODE_ID_BYTES])
 {
 	struct kvx_peer *peer = NULL;
@@ -79,8 +70,6 @@ struct kvx_peer *peer_find(const struct kvx_peers *peers, const uint8_t id[KVX_N
 	HASH_FIND(hh, peers->table, id, KVX_NODE_ID_BYTES, peer);
 	return peer;
 }
-
-/* one peer */
 
 static void peer_on_timer(struct kvx_timer *timer);
 
@@ -172,6 +161,14 @@ static KVX_ON_LOOP void peer_free(struct kvx_peer *peer)
 	peers_kick(peers);
 }
 
+/* Its regions are lost, and what was asked of it has failed. */
+static KVX_ON_LOOP void peer_end_all(struct kvx_peer *peer, int status, const char *text)
+{
+	remote_lose_all(peer, status, text);
+	calls_fail_all(peer, status, text);
+	find_fail_all(peer, status, text);
+}
+
 void peer_lose(struct kvx_peer *peer, int status, const char *text, bool remote_fenced)
 {
 	uint64_t now = peer_now(peer->peers);
@@ -186,16 +183,24 @@ void peer_lose(struct kvx_peer *peer, int status, const char *text, bool remote_
 	lanes_lose(peer, status, text, remote_fenced ? now : safe_ns);
 	peer_note_error(peer, "%s", text);
 	inbound_on_lost(peer);
-	remote_lose_all(peer, status, text);
-	calls_fail_all(peer, status, text);
-	find_fail_all(peer, status, text);
+	message_on_lost(peer);
+	peer_end_all(peer, status, text);
 	if (used)
 		peer->interest_ns = now + PEER_KEEP_NS;
 	peer->redial_ns = now + peer_backoff_ns(peer->peers, peer->n_failed);
 	peer_wake(peer);
 }
 
-/* A dial has failed: who waits for it is told, and it is tried again later while it is worth it. */
+/* It cannot be reached: who waits for that is told. */
+static KVX_ON_LOOP void peer_fail_waiting(struct kvx_peer *peer, int status, const char *text)
+{
+	peer_note_error(peer, "%s", text);
+	remote_fail_all_waiting(peer, status, text);
+	calls_fail_all(peer, status, text);
+	find_fail_all(peer, status, text);
+}
+
+/* A dial has failed; it is tried again later while it is worth it. */
 static KVX_ON_LOOP void peer_dial_failed(struct kvx_peer *peer)
 {
 	struct peer_conn *conn = peer->dial;
@@ -209,10 +214,7 @@ static KVX_ON_LOOP void peer_dial_failed(struct kvx_peer *peer)
 		return;
 	if (strcmp(peer->last_error, text) != 0)
 		kvx_info("peer %s: %s", peer->name, text);
-	peer_note_error(peer, "%s", text);
-	remote_fail_all_waiting(peer, status, text);
-	calls_fail_all(peer, status, text);
-	find_fail_all(peer, status, text);
+	peer_fail_waiting(peer, status, text);
 }
 
 static bool peer_wants_dial(const struct kvx_peer *peer)
@@ -235,10 +237,7 @@ static KVX_ON_LOOP void peer_dial(struct kvx_peer *peer)
 	peer->redial_ns = peer_now(peer->peers) + peer_backoff_ns(peer->peers, peer->n_failed++);
 	if (err == -EBUSY)
 		return;
-	peer_note_error(peer, "%s", why.text);
-	remote_fail_all_waiting(peer, err, why.text);
-	calls_fail_all(peer, err, why.text);
-	find_fail_all(peer, err, why.text);
+	peer_fail_waiting(peer, err, why.text);
 }
 
 /* Closing: stop the lanes, say goodbye once nothing lands any more, let go of the connection. */
@@ -251,11 +250,8 @@ static KVX_ON_LOOP void peer_step_closing(struct kvx_peer *peer)
 		conn_say_bye(peer->conn, -ESHUTDOWN, "the daemon is closing", true);
 		peer_lose(peer, -ESHUTDOWN, "this daemon is closing", false);
 	}
-	if (peer->conn == NULL) {
-		remote_lose_all(peer, -ESHUTDOWN, "this daemon is closing");
-		calls_fail_all(peer, -ESHUTDOWN, "this daemon is closing");
-		find_fail_all(peer, -ESHUTDOWN, "this daemon is closing");
-	}
+	if (peer->conn == NULL)
+		peer_end_all(peer, -ESHUTDOWN, "this daemon is closing");
 }
 
 static bool peer_is_unused(const struct kvx_peer *peer)
@@ -277,7 +273,7 @@ static uint64_t peer_next_ns(const struct kvx_peer *peer)
 
 	for (unsigned i = 0; i < peer->n_lanes; i++)
 		next = min_ns(next, lane_next_ns(peer->lanes[i]));
-	next = min_ns(next, min_ns(remote_next_ns(peer), inbound_next_ns(peer)));
+	next = min_ns(next, min_ns(remote_next_ns(peer), exports_next_ns(peer)));
 	if (peer_wants_dial(peer))
 		next = min_ns(next, peer->redial_ns);
 	if (peer->conn == NULL && peer->interest_ns > peer_now(peer->peers))
@@ -304,8 +300,7 @@ static KVX_ON_LOOP void peer_run(struct kvx_peer *peer)
 	remote_step(peer);
 }
 
-/* All that is due; again while that wakes it. Frees the peer when nobody needs it. */
-static KVX_ON_LOOP void peer_step(struct kvx_peer *peer)
+void peer_step(struct kvx_peer *peer)
 {
 	uint64_t now, next;
 
@@ -339,173 +334,4 @@ static void peer_on_timer(struct kvx_timer *timer)
 	KVX_CHECK_MAGIC(peer, PEER_MAGIC);
 	kvx_assert_on_loop();
 	peer_step(peer);
-}
-
-/* the table */
-
-static void peers_on_handle_closed(uv_handle_t *handle)
-{
-	struct kvx_peers *peers = handle->data;
-	void (*closed)(void *arg) = peers->closed;
-	void *arg = peers->closed_arg;
-
-	if (--peers->n_handles > 0)
-		return;
-	peer_tls_ctx_destroy(peers->tls);
-	free(peers);
-	if (closed != NULL)
-		closed(arg);
-}
-
-static void peers_close_handles(struct kvx_peers *peers)
-{
-	peers->kick_open = false;
-	peers->n_handles = 2;
-	uv_close((uv_handle_t *)&peers->kick, peers_on_handle_closed);
-	uv_close((uv_handle_t *)&peers->flush, peers_on_handle_closed);
-}
-
-/* Runs whenever something of the table has gone: buries connections, and ends a closing. */
-static void peers_on_kick(uv_async_t *kick)
-{
-	struct kvx_peers *peers = kick->data;
-	struct kvx_peer *peer, *tmp;
-
-	kvx_assert_on_loop();
-	conn_bury(peers);
-	if (peers->steps_owed) {
-		peers->steps_owed = false;
-		HASH_ITER (hh, peers->table, peer, tmp)
-			peer_step(peer);
-	}
-	if (!peers->closing || peers->table != NULL || peers->conns != NULL ||
-	    peers->dead != NULL || peers->calls != NULL || peers->finds != NULL ||
-	    peers->n_handles > 0)
-		return;
-	if (peers->installed)
-		kvx_node_set_peers(peers->conf.node, NULL);
-	peers_close_handles(peers);
-}
-
-static int peers_check(const struct kvx_peers_conf *conf, struct kvx_why *why)
-{
-	if (conf->heartbeat_ms == 0 || conf->lost_ms <= conf->heartbeat_ms ||
-	    conf->reconnect_min_ms == 0 || conf->reconnect_max_ms < conf->reconnect_min_ms ||
-	    conf->max_peers == 0)
-		return kvx_why(why, -EINVAL,
-			       "peer.heartbeat_ms must be > 0 and less than peer.lost_ms, "
-			       "peer.reconnect_min_ms > 0 and at most peer.reconnect_max_ms, "
-			       "limits.peers > 0");
-	return 0;
-}
-
-static int peers_take_tenants(struct kvx_peers *peers, struct kvx_why *why)
-{
-	const char *const *names = peers->conf.tenants;
-
-	if (names == NULL || names[0] == NULL) {
-		peers->tenants[peers->n_tenants++] = "default";
-		return 0;
-	}
-	for (; *names != NULL; names++) {
-		if (peers->n_tenants == KVX_MAX_TENANTS)
-			return kvx_why(why, -EINVAL, "more than %d tenants", KVX_MAX_TENANTS);
-		peers->tenants[peers->n_tenants++] = *names;
-	}
-	return 0;
-}
-
-static int peers_init_handles(struct kvx_peers *peers)
-{
-	int err = uv_async_init(peers->conf.loop, &peers->kick, peers_on_kick);
-
-	if (err < 0)
-		return err;
-	uv_idle_init(peers->conf.loop, &peers->flush); /* cannot fail */
-	peers->kick.data = peers;
-	peers->flush.data = peers;
-	peers->kick_open = true;
-	return 0;
-}
-
-static KVX_ON_LOOP void peers_install(struct kvx_peers *peers)
-{
-	const struct kvx_node_peer_hooks hooks = {
-	    .arg = peers,
-	    .withdraw = kvx_peers_withdraw,
-	    .lane_reset = kvx_peers_lane_reset,
-	    .note = kvx_peers_note,
-	    .remote_open = kvx_peers_remote_open,
-	    .remote_end = kvx_peers_remote_end,
-	};
-
-	kvx_node_set_peers(peers->conf.node, &hooks);
-	peers->installed = true;
-}
-
-int kvx_peers_open(const struct kvx_peers_conf *conf, struct kvx_peers **out_peers,
-		   struct kvx_why *why)
-{
-	struct kvx_peers *peers;
-	int err = peers_check(conf, why);
-
-	if (err < 0)
-		return err;
-	peers = calloc(1, sizeof(*peers));
-	if (peers == NULL)
-		return kvx_why(why, -ENOMEM, "out of memory");
-	peers->conf = *conf;
-	memcpy(&peers->random, conf->node_id, sizeof(peers->random));
-	peers->random ^= conf->epoch;
-	if (peers->conf.max_frame_bytes == 0)
-		peers->conf.max_frame_bytes = PEER_FRAME_MAX_BYTES;
-	snprintf(peers->version, sizeof(peers->version), "%s",
-		 conf->version != NULL ? conf->version : "");
-	frame_allocator_init(peers);
-	err = peers_take_tenants(peers, why);
-	if (err < 0) {
-		free(peers);
-		return err;
-	}
-	err = peers_init_handles(peers);
-	if (err < 0) {
-		free(peers);
-		return kvx_why(why, err, "peers: %s", uv_strerror(err));
-	}
-	err = peer_tls_ctx_create(&conf->auth, &peers->tls, why);
-	if (err == 0 && conf->listen != NULL && conf->listen[0] != '\0')
-		err = conn_listen(peers, why);
-	/* Borrowed for this call. */
-	peers->conf.listen = peers->conf.advertise = NULL;
-	peers->conf.auth = (struct kvx_peer_auth){.secret_file = NULL};
-	if (err < 0) {
-		kvx_peers_close(peers, NULL, NULL);
-		return err;
-	}
-	peers_install(peers);
-	*out_peers = peers;
-	return 0;
-}
-
-void kvx_peers_close(struct kvx_peers *peers, void (*closed)(void *arg), void *arg)
-{
-	struct peer_conn *conn, *tmp_conn;
-	struct kvx_peer *peer, *tmp;
-
-	kvx_assert(!peers->closing);
-	peers->closing = true;
-	peers->closed = closed;
-	peers->closed_arg = arg;
-	conn_listen_stop(peers);
-	DL_FOREACH_SAFE (peers->conns, conn, tmp_conn)
-		if (conn->peer == NULL)
-			conn_fail(conn, -ESHUTDOWN, "this daemon is closing");
-	HASH_ITER (hh, peers->table, peer, tmp)
-		peer_wake(peer);
-	peers_kick(peers);
-}
-
-const char *kvx_peers_address(const struct kvx_peers *peers)
-{
-	return peers->address;
 }

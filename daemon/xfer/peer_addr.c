@@ -1,5 +1,5 @@
 /* "host:port" texts and socket addresses of the peer channel: splitting, printing, and telling
- * loopback from the rest. Pure; called by peer_conn.c. Never resolves a name. */
+ * loopback from the rest. Pure; called by peer_dial.c. Never resolves a name. */
 #include "xfer/peer_priv.h"
 
 #include <arpa/inet.h>

@@ -154,7 +154,7 @@ static KVX_ON_LOOP int resolve_answer(struct peer_lane *lane, const Kvxp__PeerRe
 	err = resolved_check(reply, lane, why);
 	if (err < 0)
 		return err;
-	if (inbound_add_export(lane, region->id) < 0)
+	if (export_add(lane, region->id) < 0)
 		return kvx_why(why, -ENOMEM, "out of memory");
 	return 0;
 }

@@ -261,13 +261,6 @@ void kvx_find_abandon(struct kvx_find *find)
 	find_free(find);
 }
 
-bool kvx_peers_is_own(const struct kvx_peers *peers, const char *address)
-{
-	char addr[KVX_PEER_ADDR_BYTES];
-
-	return addr_complete(address, addr) == 0 && strcmp(addr, peers->address) == 0;
-}
-
 /* probes */
 
 static bool find_is_of_probe(const struct kvx_find *find, const struct peer_conn *conn)

@@ -3,7 +3,8 @@
  * the bounce lane, by transports that reach memory of every kind: for regions that the devices of
  * the first one do not reach. The two know nothing of each other. Shared by
  *
- *   peer_lane.c       a lane's life: set-up, when a generation begins and when it is made anew
+ *   peer_lane.c       a lane's life: when a generation begins and when it is made anew
+ *   peer_lane_up.c    set-up
  *   peer_leg.c        its legs: which rails, commands to their endpoints, leases
  *   peer_lane_pick.c  which transport and which rails the next generation uses
  *   peer_lane_frame.c LANE, LANE_UP and LANE_DOWN of the other side
@@ -167,6 +168,13 @@ const char *lane_tenant_name(const struct peer_lane *lane);
 const char *lane_kind_name(const struct peer_lane *lane); /* "lane", "bounce lane" */
 void lane_note_error(struct peer_lane *lane, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
+/* A rail may be of use again. */
+void lane_on_device_up(struct peer_lane *lane, const struct kvx_node_rail *rail) KVX_ON_LOOP;
+
+/* peer_lane_up.c */
+/* A new generation, from idle, by that transport. */
+void lane_begin(struct peer_lane *lane, const struct kvx_transport_ops *ops) KVX_ON_LOOP;
+void lane_note_unusable(struct peer_lane *lane, const struct kvx_transport_ops *ops) KVX_ON_LOOP;
 /* Legs: a LISTEN, or all CONNECTs of one, are back. */
 void lane_on_listened(struct peer_lane *lane) KVX_ON_LOOP;
 void lane_on_connected(struct peer_lane *lane, struct peer_leg *leg,
@@ -174,8 +182,6 @@ void lane_on_connected(struct peer_lane *lane, struct peer_leg *leg,
 /* The other side's answer: remote[] is filled. */
 void lane_on_answer(struct peer_lane *lane) KVX_ON_LOOP;
 void lane_check_up(struct peer_lane *lane) KVX_ON_LOOP;
-/* A rail may be of use again. */
-void lane_on_device_up(struct peer_lane *lane, const struct kvx_node_rail *rail) KVX_ON_LOOP;
 void lane_count_failure(struct peer_lane *lane) KVX_ON_LOOP;
 
 /* peer_leg.c */

@@ -1,6 +1,7 @@
 /* The listening socket of the peer channel: which addresses are allowed, accepting, what is
- * advertised. Loop thread; called by peer.c. Accepted sockets become connections of peer_conn.c. At
- * start-up a name to listen on is looked up in place: the only call here that may block. */
+ * advertised. Loop thread; called by peer_table.c. Accepted sockets become connections of
+ * peer_conn.c. At start-up a name to listen on is looked up in place: the only call here that may
+ * block. */
 #include "xfer/peer_priv.h"
 
 #include <errno.h>

@@ -1,20 +1,17 @@
 /* What the parts of the peer channel share. Everything here belongs to the loop thread.
  *
- *   peer.c          the table, one peer's step and timer, loss, closing
+ *   peer_table.c    the table of peers: opening, closing
+ *   peer.c          one peer's life: its step and timer, loss
  *   peer_addr.c     "host:port" texts and socket addresses
- *   peer_listen.c   the listening socket
- *   peer_conn.c     connections: dial, read, write, close
- *   peer_frame.c    frames to and from protobuf; which frame is whose
- *   peer_hello.c    hello, duplicate connections, heartbeats
+ *   peer_conn.c ... connections: see peer_conn.h
  *   peer_lanes.c    all lanes of a peer, one or two for each tenant, and news of their rails
  *   peer_lane.c ... one lane: see peer_lane.h
- *   peer_remote.c   regions of the peer that we use: targets, withdrawal
- *   peer_way.c      which of a tenant's two lanes a transfer goes by
- *   peer_keys.c     their keys, one for each leg of the lane
- *   peer_resolve.c  how a target is asked for and answered
+ *   peer_remote.c ... regions of the peer that we use: see peer_target.h
  *   peer_answer.c   regions of ours: what a peer that resolves one is answered
- *   peer_inbound.c  regions of ours that the peer uses: exports, transfers, withdrawal
- *   peer_calls.c    messages and pings
+ *   peer_export.c   those that it has resolved, and withdrawal
+ *   peer_inbound.c  its transfers to and from them
+ *   peer_message.c  its messages to their owners
+ *   peer_calls.c    messages and pings of ours
  *   peer_find.c     regions by name, asked for
  *   peer_publish.c  and answered
  *   peer_rows.c     all of it, for people
@@ -41,7 +38,9 @@
 #include "proto/kvx_err.h"
 #include "proto/kvx_wire.h"
 #include "xfer/peer.h"
+#include "xfer/peer_conn.h"
 #include "xfer/peer_lane.h"
+#include "xfer/peer_target.h"
 
 #define PEER_VERSION_MIN      1u
 #define PEER_VERSION_MAX      1u
@@ -59,107 +58,6 @@
 #define PEER_STREAMS          512u /* of posted messages, the newest that were refused */
 
 #define PEER_MAGIC 0x70656572u
-#define CONN_MAGIC 0x636f6e6eu
-
-struct peer_conn;
-
-/* A socket in the loop: lives until libuv has closed it. */
-struct peer_sock {
-	uv_poll_t poll;
-	int fd;
-	int events; /* what it polls for */
-	struct kvx_peers *peers;
-	struct peer_conn *conn; /* NULL: the listener, or the connection has let go of it */
-};
-
-/* A name look-up: lives until libuv has answered. */
-struct peer_lookup {
-	uv_getaddrinfo_t req;
-	struct kvx_peers *peers;
-	struct peer_conn *conn; /* NULL: no longer wanted */
-};
-
-enum conn_state { CONN_LOOKUP, CONN_CONNECTING, CONN_HELLO, CONN_UP, CONN_CLOSED };
-
-/* One TCP connection, dialed or accepted. Owned by its peer, or by the table before hello. */
-struct peer_conn {
-	uint32_t magic;
-	struct kvx_peers *peers;
-	struct kvx_peer *peer; /* NULL: accepted and no hello yet, or a probe */
-	enum conn_state state;
-	bool dialed;
-	bool probe;
-	bool who;         /* a probe that only asks who is there: for finds */
-	bool said_fenced; /* the other side closed on purpose, having stopped its lanes */
-	bool dirty;       /* frames wait for the end of this loop turn */
-	int fail_status;
-	char fail_text[KVX_WHY_BYTES];
-	char try_text[KVX_WHY_BYTES];   /* why the newest address did not answer */
-	char addr[KVX_PEER_ADDR_BYTES]; /* what was dialed, or where it came from */
-	struct peer_sock *sock;
-	struct peer_tls *tls; /* NULL: nodes are not authenticated, or no socket yet */
-	struct peer_lookup *lookup;
-	struct addrinfo *addrs, *next_addr; /* what is left to try */
-	bool addrs_by_uv;
-	struct kvx_reader *reader;
-	struct kvx_writer *writer;
-	struct kvx_timer timer; /* hello deadline */
-	uint64_t hello_sent_ns;
-	struct kvx_peer_call *probe_call;
-	struct peer_conn *prev, *next;
-};
-
-enum target_state {
-	TARGET_NEW,       /* to be resolved when the lane is up */
-	TARGET_ASKED,     /* waits for PEER_RESOLVED */
-	TARGET_UNPACKING, /* waits for RKEY_UNPACK */
-	TARGET_READY,
-	TARGET_ELSEWHERE, /* this generation of the lane does not reach it */
-	TARGET_LOST,
-};
-
-struct target_key {
-	uint64_t region;
-	uint64_t lane; /* index; this wide, so that there is no padding */
-	uint8_t token[KVX_TOKEN_BYTES];
-};
-
-/* A target's key for one leg. */
-struct peer_key {
-	struct peer_target *target;
-	const struct kvx_node_rail *rail;
-	struct kvx_cmd cmd;
-};
-
-/* A region of the peer by one lane. Imports know the one by the lane of their tenant; where the
- * region, or the local region of a transfer, is out of reach of that lane, this one keeps another
- * one of the same region by the bounce lane. Owned by the peer; freed in remote_step() only. */
-struct peer_target {
-	struct kvx_target target; /* first: released by it */
-	struct kvx_peer *peer;
-	struct peer_lane *lane;
-	struct peer_target *bounce; /* that this one keeps, with a reference; NULL: none */
-	struct peer_target *first;  /* who keeps this one; NULL: nobody (any more) */
-	bool elsewhere; /* when it was asked last, the lane did not reach it: transfers go by
-			   `bounce` */
-	enum target_state state;
-	struct kvx_target **list; /* which of the peer's it is on; NULL: none */
-	struct target_key key;
-	uint64_t epoch; /* of the descriptor */
-	uint64_t request_id;
-	uint64_t generation; /* of the lane, when it was asked */
-	bool known;          /* resolved once: target is filled */
-	bool fencing;        /* lost, and transfers of ours may not have ended */
-	bool peer_lost; /* lost with the peer: who watches it is told after the inbound fence */
-	struct lane_fence inbound; /* that one */
-	bool withdrawing;          /* PEER_WITHDRAWN is owed */
-	uint64_t idle_ns;          /* nobody has used it since; 0: used */
-	struct kvx_resolve *waiters;
-	struct peer_key *keys; /* of the legs, in their order */
-	unsigned n_keys, n_keys_busy;
-	int key_status; /* of the first that could not be unpacked */
-	UT_hash_handle hh;
-};
 
 /* A node's daemon. Owned by the table; freed in peer_step() when nobody needs it. */
 struct kvx_peer {
@@ -247,12 +145,22 @@ struct kvx_peers {
 	void *closed_arg;
 };
 
+/* peer_table.c */
+void peers_kick(struct kvx_peers *peers);
+/* Other addresses than loopback may be used. */
+static inline bool peers_may_leave_node(const struct kvx_peers *peers)
+{
+	return peers->tls != NULL || peers->conf.insecure;
+}
+
 /* peer.c */
 struct kvx_peer *peer_find(const struct kvx_peers *peers, const uint8_t id[KVX_NODE_ID_BYTES]);
 /* Finds or makes it. -EDQUOT, -ENOMEM. */
 int peer_get(struct kvx_peers *peers, const uint8_t id[KVX_NODE_ID_BYTES], const char *addr,
 	     struct kvx_peer **out_peer, struct kvx_why *why) KVX_ON_LOOP;
 void peer_wake(struct kvx_peer *peer) KVX_ON_LOOP; /* peer_step() soon */
+/* All that is due; again while that wakes it. Frees the peer when nobody needs it. */
+void peer_step(struct kvx_peer *peer) KVX_ON_LOOP;
 void peer_note_error(struct kvx_peer *peer, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 /* The connection is gone: everything that depended on it ends. remote_fenced: the other side has
@@ -261,13 +169,7 @@ void peer_lose(struct kvx_peer *peer, int status, const char *text, bool remote_
 bool peer_is_lower(const struct kvx_peer *peer); /* our node id is lower than theirs */
 uint64_t peer_now(const struct kvx_peers *peers);
 uint64_t peer_backoff_ns(struct kvx_peers *peers, unsigned n_failed);
-void peers_kick(struct kvx_peers *peers);
 void peer_name(const uint8_t id[KVX_NODE_ID_BYTES], char out[2 * KVX_NODE_ID_BYTES + 1]);
-/* Other addresses than loopback may be used. */
-static inline bool peers_may_leave_node(const struct kvx_peers *peers)
-{
-	return peers->tls != NULL || peers->conf.insecure;
-}
 /* Copies text for people: cut, and without control characters. */
 void peer_text(char *dst, size_t size, const char *src);
 
@@ -279,41 +181,6 @@ void addr_format(const struct sockaddr *addr, char *out, size_t size);
 
 /* Adds the default port where none is named. 0 or -EINVAL. */
 int addr_complete(const char *text, char out[KVX_PEER_ADDR_BYTES]);
-
-/* peer_listen.c */
-int conn_listen(struct kvx_peers *peers, struct kvx_why *why) KVX_ON_LOOP;
-void conn_listen_stop(struct kvx_peers *peers) KVX_ON_LOOP;
-
-/* peer_conn.c */
-/* Takes fd, also on failure. */
-int sock_open(struct kvx_peers *peers, int fd, struct peer_conn *conn,
-	      struct peer_sock **out_sock) KVX_ON_LOOP;
-void sock_close(struct peer_sock *sock) KVX_ON_LOOP; /* NULL is fine */
-int conn_create(struct kvx_peers *peers, const char *addr, struct peer_conn **out_conn) KVX_ON_LOOP;
-void conn_take_fd(struct peer_conn *conn, int fd) KVX_ON_LOOP; /* an accepted socket */
-/* Starts dialing. peer NULL: a probe. -EINVAL, -EPERM, -ENOMEM, -EBUSY (too many at once). */
-int conn_dial(struct kvx_peers *peers, struct kvx_peer *peer, const char *addr,
-	      struct peer_conn **out_conn, struct kvx_why *why) KVX_ON_LOOP;
-/* Notes the first failure; the owner (peer_step(), or nobody) closes it. */
-void conn_fail(struct peer_conn *conn, int status, const char *fmt, ...)
-    __attribute__((format(printf, 3, 4))) KVX_ON_LOOP;
-/* Tells the other side why, and fails. */
-void conn_refuse(struct peer_conn *conn, int status, const char *text) KVX_ON_LOOP;
-/* fenced: nothing lands by any lane of ours to it any more. */
-void conn_say_bye(struct peer_conn *conn, int status, const char *text, bool fenced) KVX_ON_LOOP;
-void conn_close(struct peer_conn *conn) KVX_ON_LOOP;
-void conn_set_up(struct peer_conn *conn) KVX_ON_LOOP; /* hello is done */
-void conn_dirty(struct peer_conn *conn) KVX_ON_LOOP;  /* flush at the end of this turn */
-void conn_flush(struct peer_conn *conn) KVX_ON_LOOP;
-void conn_read(struct peer_conn *conn) KVX_ON_LOOP;    /* what the socket has */
-void conn_receive(struct peer_conn *conn) KVX_ON_LOOP; /* frames that the reader has */
-void conn_bury(struct kvx_peers *peers) KVX_ON_LOOP;   /* frees closed ones */
-
-/* peer_frame.c */
-int frame_send(struct peer_conn *conn, uint16_t type, const void *message) KVX_ON_LOOP;
-int peer_send(struct kvx_peer *peer, uint16_t type, const void *message) KVX_ON_LOOP;
-void frame_dispatch(struct peer_conn *conn, const struct kvx_msg *msg) KVX_ON_LOOP;
-void frame_allocator_init(struct kvx_peers *peers);
 
 /* peer_hello.c */
 int hello_send(struct peer_conn *conn) KVX_ON_LOOP;
@@ -340,75 +207,32 @@ void lanes_fence_begin(const struct peer_lane *lane, unsigned lanes, struct lane
 /* Stays so once it is. */
 bool lanes_fence_is_over(const struct peer_lane *lane, struct lane_fence *fence);
 
-/* peer_remote.c */
-/* key.lane is set here. */
-int target_create(struct peer_lane *lane, const struct target_key *key, uint64_t epoch,
-		  struct peer_target **out_target) KVX_ON_LOOP;
-void target_move(struct peer_target *t, enum target_state state) KVX_ON_LOOP;
-void target_lose(struct peer_target *t, int status, const char *text) KVX_ON_LOOP;
-void target_abandon(struct peer_target *t) KVX_ON_LOOP; /* nobody waits for it any more */
-void remote_step(struct kvx_peer *peer) KVX_ON_LOOP;
-uint64_t remote_next_ns(const struct kvx_peer *peer);
-void remote_lose_all(struct kvx_peer *peer, int status, const char *text) KVX_ON_LOOP;
-/* Fails resolves that wait for a lane, or for any. */
-void remote_fail_waiting(struct peer_lane *lane, int status, const char *text) KVX_ON_LOOP;
-void remote_fail_all_waiting(struct kvx_peer *peer, int status, const char *text) KVX_ON_LOOP;
-/* Fails resolves that wait for an epoch other than the peer's. */
-void remote_check_epoch(struct kvx_peer *peer) KVX_ON_LOOP;
-bool remote_is_wanted(const struct kvx_peer *peer); /* a resolve waits */
-unsigned remote_count(const struct kvx_peer *peer);
-bool remote_is_empty(const struct kvx_peer *peer);          /* lost ones included */
-void remote_stale_keys(struct peer_lane *lane) KVX_ON_LOOP; /* it is down: resolve anew */
-void remote_free_keys(struct peer_lane *lane) KVX_ON_LOOP;  /* before its eps are closed */
-int remote_on_withdraw(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
-
-/* peer_way.c */
-/* struct kvx_target's. */
-int way_route(struct kvx_target *target, const struct kvx_route_ask *ask,
-	      struct kvx_target **out_target, struct kvx_why *why);
-/* The lane does not reach the region: from now on it goes by the bounce lane. false: it cannot. */
-bool way_go_elsewhere(struct peer_target *t) KVX_ON_LOOP;
-void way_on_ready(struct peer_target *t) KVX_ON_LOOP; /* it has got keys */
-/* Of a target that imports know: can its transfers be submitted, and by which lane do most of them
- * go? */
-bool way_is_open(const struct peer_target *t);
-struct peer_lane *way_lane(const struct peer_target *t);
-/* t was lost: so is what hangs on it. */
-void way_on_lost(struct peer_target *t, int status, const char *text) KVX_ON_LOOP;
-void way_let_go(struct peer_target *t) KVX_ON_LOOP; /* of `bounce` */
-/* Somebody uses it, or what it keeps. */
-bool way_is_used(const struct peer_target *t);
-
-/* peer_keys.c */
-/* One key for each live leg of the target's lane, from the owner's answer. -EPROTO, -ENOMEM. */
-int keys_unpack(struct peer_target *t, const Kvxp__PeerResolved *msg) KVX_ON_LOOP;
-bool keys_are_busy(const struct peer_target *t); /* with workers */
-bool keys_are_there(const struct peer_target *t);
-void keys_free(struct peer_target *t) KVX_ON_LOOP; /* no batch of ours uses them any more */
-void keys_fini(struct peer_target *t);             /* there are none */
-
-/* peer_resolve.c */
-void resolve_end_waiters(struct peer_target *t, int status, const char *text) KVX_ON_LOOP;
-void resolve_ask(struct peer_target *t) KVX_ON_LOOP;
-int resolve_on_resolved(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
-/* Its keys are unpacked, or one of them is not: key_status. */
-void resolve_on_keys(struct peer_target *t) KVX_ON_LOOP;
-
 /* peer_answer.c */
 int answer_on_resolve(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
 
+/* peer_export.c */
+int export_add(struct peer_lane *lane, uint64_t region) KVX_ON_LOOP; /* 0 or -ENOMEM */
+/* The tenant's lane by which the peer uses a region of ours; NULL: it has not resolved it. */
+struct peer_lane *export_lane(const struct kvx_peer *peer, uint64_t region, bool any_memory);
+int export_on_release(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
+int export_on_withdrawn(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
+void exports_on_lost(struct kvx_peer *peer) KVX_ON_LOOP;
+/* Ends those of a lost peer of which nothing lands any more; false: there are others yet. */
+bool exports_finish_lost(struct kvx_peer *peer) KVX_ON_LOOP;
+void exports_step(struct kvx_peer *peer) KVX_ON_LOOP;
+uint64_t exports_next_ns(const struct kvx_peer *peer);
+
 /* peer_inbound.c */
-int inbound_add_export(struct peer_lane *lane, uint64_t region) KVX_ON_LOOP; /* 0 or -ENOMEM */
-int inbound_on_release(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
-int inbound_on_withdrawn(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
 int inbound_on_open(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
 int inbound_on_end(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
-int inbound_on_message(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
 void inbound_on_lost(struct kvx_peer *peer) KVX_ON_LOOP;
 void inbound_step(struct kvx_peer *peer) KVX_ON_LOOP;
-uint64_t inbound_next_ns(const struct kvx_peer *peer);
 unsigned inbound_count(const struct kvx_peer *peer);
-bool inbound_is_empty(const struct kvx_peer *peer);
+bool inbound_is_empty(const struct kvx_peer *peer); /* exports included */
+
+/* peer_message.c */
+int message_on_frame(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;
+void message_on_lost(struct kvx_peer *peer) KVX_ON_LOOP;
 
 /* peer_calls.c */
 int calls_on_reply(struct kvx_peer *peer, const ProtobufCMessage *message) KVX_ON_LOOP;

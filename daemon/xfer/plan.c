@@ -1,8 +1,7 @@
 /* Plan: see plan.h. Owns copies of the block lists and op lists of one transfer, as segments in
  * order of addition, and a cursor over them; a segment that has been walked to its end is freed at
- * once. Everything is checked when it is added (in time of the lists, not of the bytes or planes x
- * blocks), so that walking checks nothing. Loop thread, called by xfer; touches no memory of
- * regions. */
+ * once. Everything is checked when it is added (plan_check.c), so that walking checks nothing. Loop
+ * thread, called by xfer; touches no memory of regions. */
 #include "xfer/plan.h"
 
 #include <errno.h>
@@ -11,6 +10,7 @@
 #include <string.h>
 
 #include "base/assert.h"
+#include "xfer/plan_check.h"
 
 #define CUT_MIN_BYTES 4096
 
@@ -79,7 +79,8 @@ void kvx_plan_destroy(struct kvx_plan *plan)
 }
 
 /* Adds to the totals and appends. The totals bound everything that is summed while walking. */
-static int plan_append(struct kvx_plan *plan, struct plan_seg *seg, uint64_t bytes, uint64_t pieces)
+static void plan_append(struct kvx_plan *plan, struct plan_seg *seg, uint64_t bytes,
+			uint64_t pieces)
 {
 	plan->bytes += bytes;
 	plan->pieces += pieces;
@@ -94,7 +95,6 @@ static int plan_append(struct kvx_plan *plan, struct plan_seg *seg, uint64_t byt
 	else
 		plan->tail->next = seg;
 	plan->tail = seg;
-	return 0;
 }
 
 static int totals_fit(const struct kvx_plan *plan, uint64_t bytes, uint64_t pieces,
@@ -103,129 +103,7 @@ static int totals_fit(const struct kvx_plan *plan, uint64_t bytes, uint64_t piec
 	uint64_t sum;
 	if (__builtin_add_overflow(plan->bytes, bytes, &sum) ||
 	    __builtin_add_overflow(plan->pieces, pieces, &sum))
-		return kvx_why(why, -ERANGE, "more than 2^64 bytes in one transfer: submit less");
-	return 0;
-}
-
-static uint32_t max_index(const uint32_t *blocks, uint32_t n)
-{
-	uint32_t best = 0;
-	for (uint32_t i = 1; i < n; i++) {
-		if (blocks[i] > blocks[best])
-			best = i;
-	}
-	return best;
-}
-
-/* Does every block of the list exist in this plane, and lie in the region? at: index of the largest
- * id. */
-static int plane_check(const struct kvx_plan_side *side, const char *which, uint32_t plane_index,
-		       const uint32_t *blocks, uint32_t at, struct kvx_why *why)
-{
-	const struct kvx_plane *plane = &side->layout->planes[plane_index];
-	uint64_t begin, end;
-	if (blocks[at] >= plane->n_blocks)
-		return kvx_why(why, -ERANGE,
-			       "%s block id %" PRIu32 " (index %" PRIu32
-			       " of the list): plane %" PRIu32 " (%s) has %" PRIu32 " blocks",
-			       which, blocks[at], at, plane_index, plane->name, plane->n_blocks);
-	if (__builtin_mul_overflow((uint64_t)blocks[at], plane->block_stride, &begin) ||
-	    __builtin_add_overflow(begin, plane->offset, &begin) ||
-	    __builtin_add_overflow(begin, plane->block_bytes, &end) || end > side->len_bytes ||
-	    plane->block_bytes == 0)
-		return kvx_why(why, -ERANGE,
-			       "%s block id %" PRIu32 " of plane %" PRIu32
-			       " (%s) leaves the region of %" PRIu64 " bytes",
-			       which, blocks[at], plane_index, plane->name, side->len_bytes);
-	return 0;
-}
-
-static int slice_check_side(const struct kvx_slice *slice, const char *which, uint64_t offset,
-			    uint64_t stride, const struct kvx_plane *plane, struct kvx_why *why)
-{
-	uint64_t end;
-	if (slice->count > 1 && stride < slice->bytes)
-		return kvx_why(why, -EINVAL,
-			       "slice: %s_stride %" PRIu64 " is less than its %" PRIu64
-			       " bytes: pieces would overlap",
-			       which, stride, slice->bytes);
-	if (__builtin_mul_overflow((uint64_t)(slice->count - 1), stride, &end) ||
-	    __builtin_add_overflow(end, offset, &end) ||
-	    __builtin_add_overflow(end, slice->bytes, &end) || end > plane->block_bytes)
-		return kvx_why(why, -EINVAL,
-			       "slice: %" PRIu32 " pieces of %" PRIu64 " bytes at %" PRIu64
-			       ", stride %" PRIu64 ", leave the %s block of %" PRIu64
-			       " bytes (plane %s)",
-			       slice->count, slice->bytes, offset, stride, which,
-			       plane->block_bytes, plane->name);
-	return 0;
-}
-
-static int blocks_check_side(const struct kvx_plan_side *side, const char *which, uint32_t first,
-			     uint32_t n_planes, struct kvx_why *why)
-{
-	if (side->layout == NULL)
-		return kvx_why(why, -EINVAL,
-			       "the %s region has no layout: register it with one, or use explicit "
-			       "ops",
-			       which);
-	if (first >= side->layout->n_planes || n_planes > side->layout->n_planes - first)
-		return kvx_why(why, -ERANGE,
-			       "%" PRIu32 " planes from %s plane %" PRIu32
-			       ": the layout has %" PRIu32,
-			       n_planes, which, first, side->layout->n_planes);
-	return 0;
-}
-
-static int blocks_check(const struct kvx_plan *plan, const struct kvx_block_list *list,
-			uint64_t *out_bytes, struct kvx_why *why)
-{
-	const struct kvx_slice *slice = list->slice;
-	uint64_t bytes = 0;
-	int rc;
-	if (list->n_planes == 0 || list->n_blocks == 0)
-		return kvx_why(why, -EINVAL,
-			       "empty block list: it has %" PRIu32 " planes and %" PRIu32 " blocks",
-			       list->n_planes, list->n_blocks);
-	if (slice != NULL && (slice->bytes == 0 || slice->count == 0))
-		return kvx_why(why, -EINVAL, "slice: bytes and count must be positive");
-	rc = blocks_check_side(&plan->local, "local", list->local_plane, list->n_planes, why);
-	if (rc == 0)
-		rc = blocks_check_side(&plan->remote, "remote", list->remote_plane, list->n_planes,
-				       why);
-	if (rc != 0)
-		return rc;
-	uint32_t local_at = max_index(list->local_blocks, list->n_blocks);
-	uint32_t remote_at = max_index(list->remote_blocks, list->n_blocks);
-	for (uint32_t i = 0; i < list->n_planes; i++) {
-		uint32_t l = list->local_plane + i, r = list->remote_plane + i;
-		const struct kvx_plane *here = &plan->local.layout->planes[l];
-		const struct kvx_plane *there = &plan->remote.layout->planes[r];
-		uint64_t each = here->block_bytes;
-		rc = plane_check(&plan->local, "local", l, list->local_blocks, local_at, why);
-		if (rc == 0)
-			rc = plane_check(&plan->remote, "remote", r, list->remote_blocks, remote_at,
-					 why);
-		if (rc == 0 && slice == NULL && here->block_bytes != there->block_bytes)
-			rc = kvx_why(why, -EMEDIUMTYPE,
-				     "plane %" PRIu32 " (%s): block_bytes %" PRIu64
-				     " here, %" PRIu64 " there: use a slice",
-				     l, here->name, here->block_bytes, there->block_bytes);
-		if (rc == 0 && slice != NULL)
-			rc = slice_check_side(slice, "local", slice->local_offset,
-					      slice->local_stride, here, why);
-		if (rc == 0 && slice != NULL)
-			rc = slice_check_side(slice, "remote", slice->remote_offset,
-					      slice->remote_stride, there, why);
-		if (rc != 0)
-			return rc;
-		if (slice != NULL)
-			each = slice->bytes * slice->count; /* <= block_bytes */
-		if (__builtin_mul_overflow(each, (uint64_t)list->n_blocks, &each) ||
-		    __builtin_add_overflow(bytes, each, &bytes))
-			return totals_fit(plan, UINT64_MAX, UINT64_MAX, why);
-	}
-	*out_bytes = bytes;
+		return plan_too_big(why);
 	return 0;
 }
 
@@ -259,7 +137,7 @@ int kvx_plan_add_blocks(struct kvx_plan *plan, const struct kvx_block_list *list
 			struct kvx_why *why)
 {
 	uint64_t bytes = 0, pieces;
-	int rc = blocks_check(plan, list, &bytes, why);
+	int rc = plan_check_blocks(&plan->local, &plan->remote, list, &bytes, why);
 	if (rc != 0)
 		return rc;
 	pieces = (uint64_t)list->n_planes * list->n_blocks;
@@ -294,49 +172,16 @@ int kvx_plan_add_blocks(struct kvx_plan *plan, const struct kvx_block_list *list
 		slice_normalise(&b->slice);
 	}
 	blocks_load_plane(plan, b);
-	return plan_append(plan, seg, bytes, pieces);
-}
-
-static bool range_ok(uint64_t offset, uint64_t len, uint64_t limit)
-{
-	return offset <= limit && len <= limit - offset;
-}
-
-static int ops_check(const struct kvx_plan *plan, const struct kvx_op_list *list,
-		     uint64_t *out_bytes, struct kvx_why *why)
-{
-	uint64_t bytes = 0;
-	if (list->n_ops == 0)
-		return kvx_why(why, -EINVAL, "empty op list");
-	if (list->n_lens != list->n_ops && list->n_lens != 1)
-		return kvx_why(why, -EINVAL,
-			       "%" PRIu32 " ops with %" PRIu32 " lengths: give one each, or one",
-			       list->n_ops, list->n_lens);
-	for (uint32_t i = 0; i < list->n_ops; i++) {
-		uint64_t len = list->lens[list->n_lens == 1 ? 0 : i];
-		if (len == 0)
-			return kvx_why(why, -EINVAL, "op %" PRIu32 " has length 0", i);
-		if (!range_ok(list->local_offsets[i], len, plan->local.len_bytes))
-			return kvx_why(why, -ERANGE,
-				       "op %" PRIu32 ": local offset %" PRIu64 " + %" PRIu64
-				       " bytes leaves the region of %" PRIu64 " bytes",
-				       i, list->local_offsets[i], len, plan->local.len_bytes);
-		if (!range_ok(list->remote_offsets[i], len, plan->remote.len_bytes))
-			return kvx_why(why, -ERANGE,
-				       "op %" PRIu32 ": remote offset %" PRIu64 " + %" PRIu64
-				       " bytes leaves the region of %" PRIu64 " bytes",
-				       i, list->remote_offsets[i], len, plan->remote.len_bytes);
-		if (__builtin_add_overflow(bytes, len, &bytes))
-			return totals_fit(plan, UINT64_MAX, UINT64_MAX, why);
-	}
-	*out_bytes = bytes;
-	return totals_fit(plan, bytes, list->n_ops, why);
+	plan_append(plan, seg, bytes, pieces);
+	return 0;
 }
 
 int kvx_plan_add_ops(struct kvx_plan *plan, const struct kvx_op_list *list, struct kvx_why *why)
 {
 	uint64_t bytes = 0;
-	int rc = ops_check(plan, list, &bytes, why);
+	int rc = plan_check_ops(&plan->local, &plan->remote, list, &bytes, why);
+	if (rc == 0)
+		rc = totals_fit(plan, bytes, list->n_ops, why);
 	if (rc != 0)
 		return rc;
 	size_t n = list->n_ops;
@@ -356,7 +201,8 @@ int kvx_plan_add_ops(struct kvx_plan *plan, const struct kvx_op_list *list, stru
 	    .remote_offsets = seg->data + n,
 	    .lens = seg->data + 2 * n,
 	};
-	return plan_append(plan, seg, bytes, list->n_ops);
+	plan_append(plan, seg, bytes, list->n_ops);
+	return 0;
 }
 
 void kvx_plan_close_last(struct kvx_plan *plan)

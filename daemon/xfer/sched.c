@@ -1,62 +1,23 @@
-/* Scheduler: see sched.h. Owns the batch pool and what is queued per lane and flow; knows ops only
- * as counts of bytes. Turns: schedulers (lanes) one batch each, flows of a lane by surplus round
- * robin (a flow may send while its balance is positive, the overdraft counts against its next turn:
- * ops are never cut for fairness), items of a flow in order. A flow whose items find no credit is
- * passed over and keeps its turn. Loop thread; no malloc but for the first item of a new flow. */
-#include "xfer/sched.h"
+/* Scheduler: see sched.h. Owns the batch pool, chooses what goes next and sends it; what is queued
+ * per lane and flow is in sched_queue.c. Knows ops only as counts of bytes. Turns: schedulers
+ * (lanes) one batch each, flows of a lane by surplus round robin (a flow may send while its balance
+ * is positive, the overdraft counts against its next turn: ops are never cut for fairness), items
+ * of a flow in order. A flow whose items find no credit is passed over and keeps its turn. Loop
+ * thread; no malloc but in create. */
+#include "xfer/sched_priv.h"
 
 #include <errno.h>
 #include <stdlib.h>
-#define HASH_NONFATAL_OOM 1
-#include <uthash.h>
-#include <utlist.h>
 
 #include "base/assert.h"
-#include "base/pool.h"
 
 /* Below this a lone item is not spread over more outlets: the wake-up would cost more. */
 #define SPREAD_MIN_BYTES (64u * 1024)
-#define SPARE_FLOWS      64
-
-struct kvx_sched_flow {
-	uint64_t id;
-	int64_t balance;
-	/* The first item of each set of outlets, which leads those behind it; never empty while the
-	 * flow is in the table. */
-	struct kvx_sched_item *firsts;
-	struct kvx_sched_flow *prev, *next; /* of the turns; next: of the spare ones */
-	UT_hash_handle hh;
-};
 
 struct sched_batch {
 	struct kvx_batch batch; /* first: what workers know */
 	struct kvx_sched *sched;
 	struct kvx_outlet *outlet;
-};
-
-struct kvx_sched {
-	struct kvx_scheds *all;
-	struct kvx_lane *lane;
-	struct kvx_sched_flow *by_id;
-	struct kvx_sched_flow *turns;      /* circular: the head is whose turn it is */
-	struct sched_batch *unsent;        /* filled, but the worker's ring was full */
-	struct kvx_work *held, *held_last; /* failed batches that are kept back */
-	void (*on_held)(void *arg);        /* NULL: none are */
-	void *on_held_arg;
-	unsigned n_queued, n_in_flight;
-	uint64_t n_enqueued; /* ever */
-	bool awake;          /* in all->awake */
-	struct kvx_sched *prev, *next;
-};
-
-struct kvx_scheds {
-	struct kvx_pool *batches;
-	int64_t quantum_bytes;
-	struct kvx_sched *awake; /* may have something to do; the head goes next */
-	unsigned n_awake;
-	struct kvx_sched_flow *spare;
-	unsigned n_spare, n_scheds;
-	bool pumping;
 };
 
 enum step { STEP_SENT, STEP_IDLE, STEP_STUCK, STEP_NO_BATCH };
@@ -84,11 +45,7 @@ void kvx_scheds_destroy(struct kvx_scheds *all)
 	if (all == NULL)
 		return;
 	kvx_assert(all->n_scheds == 0);
-	while (all->spare != NULL) {
-		struct kvx_sched_flow *flow = all->spare;
-		all->spare = flow->next;
-		free(flow);
-	}
+	scheds_free_spare(all);
 	kvx_pool_destroy(all->batches);
 	free(all);
 }
@@ -110,15 +67,6 @@ int kvx_sched_create(struct kvx_lane *lane, struct kvx_scheds *scheds, struct kv
 	return 0;
 }
 
-static void sched_wake(struct kvx_sched *sched)
-{
-	if (sched->awake)
-		return;
-	sched->awake = true;
-	sched->all->n_awake++;
-	DL_APPEND(sched->all->awake, sched);
-}
-
 static void sched_rest(struct kvx_sched *sched)
 {
 	if (!sched->awake)
@@ -136,133 +84,6 @@ void kvx_sched_destroy(struct kvx_sched *sched)
 	sched_rest(sched);
 	sched->all->n_scheds--;
 	free(sched);
-}
-
-static struct kvx_sched_flow *flow_get(struct kvx_sched *sched, uint64_t id)
-{
-	struct kvx_scheds *all = sched->all;
-	struct kvx_sched_flow *flow;
-	HASH_FIND(hh, sched->by_id, &id, sizeof(id), flow);
-	if (flow != NULL)
-		return flow;
-	flow = all->spare;
-	if (flow != NULL) {
-		all->spare = flow->next;
-		all->n_spare--;
-	} else {
-		flow = malloc(sizeof(*flow));
-		if (flow == NULL)
-			return NULL;
-	}
-	flow->id = id;
-	flow->balance = all->quantum_bytes;
-	flow->firsts = NULL;
-	unsigned n = HASH_COUNT(sched->by_id);
-	HASH_ADD(hh, sched->by_id, id, sizeof(flow->id), flow);
-	if (HASH_COUNT(sched->by_id) == n) { /* uthash had no memory */
-		free(flow);
-		return NULL;
-	}
-	DL_APPEND(sched->turns, flow); /* behind all that wait */
-	return flow;
-}
-
-static void flow_put(struct kvx_sched *sched, struct kvx_sched_flow *flow)
-{
-	struct kvx_scheds *all = sched->all;
-	HASH_DELETE(hh, sched->by_id, flow);
-	DL_DELETE(sched->turns, flow);
-	if (all->n_spare >= SPARE_FLOWS) {
-		free(flow);
-		return;
-	}
-	flow->next = all->spare;
-	all->spare = flow;
-	all->n_spare++;
-}
-
-/* The one that leads the items with these outlets; NULL: there are none. */
-static struct kvx_sched_item *flow_first(const struct kvx_sched_flow *flow, uint32_t outlets)
-{
-	struct kvx_sched_item *first;
-	for (first = flow->firsts; first != NULL; first = first->first_next)
-		if (first->outlets == outlets)
-			return first;
-	return NULL;
-}
-
-/* By number: most often it is the last one. */
-static void flow_link(struct kvx_sched_flow *flow, struct kvx_sched_item *item)
-{
-	struct kvx_sched_item *first = flow_first(flow, item->outlets), *at = first;
-	if (first == NULL) {
-		item->prev = item;
-		item->next = NULL;
-		DL_APPEND2(flow->firsts, item, first_prev, first_next);
-		return;
-	}
-	if (first->prev->number < item->number) {
-		DL_APPEND(first, item);
-		return;
-	}
-	while (at->number < item->number)
-		at = at->next;
-	DL_PREPEND_ELEM(first, at, item);
-	if (first == item)
-		DL_REPLACE_ELEM2(flow->firsts, at, item, first_prev, first_next);
-}
-
-static void flow_unlink(struct kvx_sched_flow *flow, struct kvx_sched_item *item)
-{
-	struct kvx_sched_item *first = flow_first(flow, item->outlets), *next = item->next;
-	if (first == item && next != NULL)
-		DL_REPLACE_ELEM2(flow->firsts, item, next, first_prev, first_next);
-	else if (first == item)
-		DL_DELETE2(flow->firsts, item, first_prev, first_next);
-	DL_DELETE(first, item);
-}
-
-int kvx_sched_enqueue(struct kvx_sched *sched, struct kvx_sched_item *item)
-{
-	if (item->queued)
-		return 0;
-	struct kvx_sched_flow *flow = flow_get(sched, item->flow_id);
-	if (flow == NULL)
-		return -ENOMEM;
-	item->sched = sched;
-	item->flow = flow;
-	item->queued = true;
-	item->number = ++sched->n_enqueued;
-	flow_link(flow, item);
-	sched->n_queued++;
-	sched_wake(sched);
-	return 0;
-}
-
-void kvx_sched_remove(struct kvx_sched_item *item)
-{
-	struct kvx_sched *sched = item->sched;
-	if (!item->queued)
-		return;
-	flow_unlink(item->flow, item);
-	if (item->flow->firsts == NULL)
-		flow_put(sched, item->flow);
-	item->flow = NULL;
-	item->queued = false;
-	sched->n_queued--;
-}
-
-void kvx_sched_set_outlets(struct kvx_sched_item *item, uint32_t outlets)
-{
-	if (item->outlets == outlets)
-		return;
-	if (item->queued)
-		flow_unlink(item->flow, item);
-	item->outlets = outlets;
-	if (!item->queued)
-		return;
-	flow_link(item->flow, item);
-	sched_wake(item->sched);
 }
 
 static bool outlet_has_credit(const struct kvx_outlet *outlet)
@@ -531,11 +352,6 @@ void kvx_sched_pump(struct kvx_sched *sched)
 {
 	sched_wake(sched);
 	kvx_scheds_pump(sched->all);
-}
-
-unsigned kvx_sched_queued(const struct kvx_sched *sched)
-{
-	return sched->n_queued;
 }
 
 unsigned kvx_sched_in_flight(const struct kvx_sched *sched)

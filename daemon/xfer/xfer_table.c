@@ -53,9 +53,8 @@ static struct xfer_owner *owner_get(struct kvx_xfers *all, uint64_t client)
 	if (owner == NULL)
 		return NULL;
 	owner->client = client;
-	unsigned n = HASH_COUNT(all->owners);
 	HASH_ADD(hh, all->owners, client, sizeof(owner->client), owner);
-	if (HASH_COUNT(all->owners) == n) { /* uthash had no memory */
+	if (owner->hh.tbl == NULL) { /* uthash had no memory */
 		free(owner);
 		return NULL;
 	}

@@ -1,7 +1,7 @@
 /* The fake backend: a complete transport inside of one process, with virtual time and faults by
  * script (fake.h). It reaches its own domain (loopback: an ep that was never connected) and other
  * domains of the same script (an ep connected to one of theirs). For tests; not in the registry.
- * Everything runs on the thread that owns the script. */
+ * Here are its domains and eps; everything runs on the thread that owns the script. */
 #include "transport/fake/fake.h"
 
 #include <errno.h>
@@ -14,26 +14,8 @@
 #include "base/assert.h"
 #include "transport/fake/fake_priv.h"
 
-#define NAME_MAGIC   0x6b7666616b653031ull /* of addresses and mkeys */
 #define DEFAULT_OPS  256u
 #define DEFAULT_SEED 0x9e3779b97f4a7c15ull
-
-/* An address or an mkey. */
-struct name {
-	uint64_t magic;
-	uint64_t dom;
-	uint64_t id; /* of the ep or mr */
-};
-
-/* Counts a call; the scripted -errno when it is the one that fails. */
-static int script_call(struct kvx_fake_script *script, enum kvx_fake_slot slot)
-{
-	const struct kvx_fake_fault *fault = &script->faults[slot];
-	unsigned nth = ++script->calls[slot];
-	bool fails =
-	    fault->nth != 0 && nth >= fault->nth && nth - fault->nth <= script->more_faults[slot];
-	return fails ? fault->err : 0;
-}
 
 static unsigned n_rails(const struct kvx_fake_script *script)
 {
@@ -46,7 +28,7 @@ static int fake_probe(const struct kvx_dom_conf *conf, struct kvx_rail *rails, u
 	if (conf->test == NULL)
 		return kvx_why(why, -ENODEV, "fake: no script");
 	struct kvx_fake_script *script = conf->test;
-	int err = script_call(script, KVX_FAKE_PROBE);
+	int err = fake_script_call(script, KVX_FAKE_PROBE);
 	if (err < 0)
 		return kvx_why(why, err, "fake: probe fails as scripted");
 	unsigned n = n_rails(script);
@@ -98,7 +80,7 @@ static int fake_open(const struct kvx_dom_conf *conf, struct kvx_dom **out_dom,
 	struct kvx_fake_script *script = conf->test;
 	if (script == NULL)
 		return kvx_why(why, -EINVAL, "fake: no script");
-	int err = script_call(script, KVX_FAKE_OPEN);
+	int err = fake_script_call(script, KVX_FAKE_OPEN);
 	if (err < 0)
 		return kvx_why(why, err, "fake: open fails as scripted");
 	int rail = rail_find(script, conf->rail);
@@ -151,7 +133,7 @@ static int fake_listen(struct kvx_dom *dom, uint32_t tenant, struct kvx_ep **out
 {
 	struct kvx_fake_script *script = dom->script;
 	unsigned queue_ops = script->queue_ops ? script->queue_ops : DEFAULT_OPS;
-	int err = script_call(script, KVX_FAKE_LISTEN);
+	int err = fake_script_call(script, KVX_FAKE_LISTEN);
 	if (err < 0)
 		return err;
 	struct kvx_ep *ep = calloc(1, sizeof(*ep) + queue_ops * sizeof(ep->ops[0]));
@@ -164,7 +146,7 @@ static int fake_listen(struct kvx_dom *dom, uint32_t tenant, struct kvx_ep **out
 	ep->lease_ns = UINT64_MAX;
 	DL_APPEND(dom->eps, ep);
 	script->n_eps++;
-	struct name name = {NAME_MAGIC, dom->id, ep->id};
+	struct fake_name name = {FAKE_NAME_MAGIC, dom->id, ep->id};
 	memcpy(addr, &name, sizeof(name));
 	*addr_len = sizeof(name);
 	*out_ep = ep;
@@ -173,8 +155,8 @@ static int fake_listen(struct kvx_dom *dom, uint32_t tenant, struct kvx_ep **out
 
 static int fake_connect(struct kvx_ep *ep, const void *addr, size_t addr_len)
 {
-	struct name name;
-	int err = script_call(ep->dom->script, KVX_FAKE_CONNECT);
+	struct fake_name name;
+	int err = fake_script_call(ep->dom->script, KVX_FAKE_CONNECT);
 	if (err < 0)
 		return err;
 	if (ep->state != FAKE_EP_LOOPBACK || ep->n_ops > 0)
@@ -182,112 +164,12 @@ static int fake_connect(struct kvx_ep *ep, const void *addr, size_t addr_len)
 	if (addr_len != sizeof(name))
 		return -EINVAL;
 	memcpy(&name, addr, sizeof(name));
-	if (name.magic != NAME_MAGIC || name.id == ep->id)
+	if (name.magic != FAKE_NAME_MAGIC || name.id == ep->id)
 		return -EINVAL;
 	ep->peer_id = name.id;
 	ep->state = FAKE_EP_CONNECTING;
 	ep->up_ns = ep->dom->script->now_ns + ep->dom->script->latency_ns;
 	return 0;
-}
-
-void fake_mr_unref(struct kvx_mr *mr)
-{
-	if (--mr->n_refs == 0)
-		free(mr);
-}
-
-static int fake_mem_reg(struct kvx_dom *dom, uint32_t tenant, const struct kvx_mem *mem,
-			uint32_t rights, struct kvx_mr **out_mr)
-{
-	int err = script_call(dom->script, KVX_FAKE_MEM_REG);
-	if (err < 0)
-		return err;
-	if (dom->lost)
-		return -ENODEV;
-	struct kvx_mr *mr = calloc(1, sizeof(*mr));
-	if (mr == NULL)
-		return -ENOMEM;
-	mr->dom = dom;
-	mr->id = ++dom->script->next_id;
-	mr->addr = mem->addr;
-	mr->len_bytes = mem->len_bytes;
-	mr->tenant = tenant;
-	mr->rights = rights;
-	mr->n_refs = 1;
-	DL_APPEND(dom->mrs, mr);
-	dom->script->n_mrs++;
-	*out_mr = mr;
-	return 0;
-}
-
-static void fake_mem_dereg(struct kvx_mr *mr)
-{
-	mr->dom->script->calls[KVX_FAKE_MEM_DEREG]++;
-	mr->dom->script->n_mrs--;
-	DL_DELETE(mr->dom->mrs, mr);
-	mr->id = 0;
-	mr->addr = NULL;
-	fake_mr_unref(mr);
-}
-
-static int fake_mkey_pack(const struct kvx_mr *mr, void *buf, size_t buf_bytes)
-{
-	struct name name = {NAME_MAGIC, mr->dom->id, mr->id};
-	int err = script_call(mr->dom->script, KVX_FAKE_MKEY_PACK);
-	if (err < 0)
-		return err;
-	if (buf_bytes < sizeof(name))
-		return -ENOSPC;
-	memcpy(buf, &name, sizeof(name));
-	return (int)sizeof(name);
-}
-
-/* The domain whose memory an ep reaches; NULL: none now. */
-static struct kvx_dom *ep_target(const struct kvx_ep *ep)
-{
-	if (ep->state == FAKE_EP_LOOPBACK)
-		return ep->dom;
-	if (ep->state == FAKE_EP_DOWN)
-		return NULL;
-	const struct kvx_ep *peer = fake_ep_peer(ep);
-	return peer == NULL ? NULL : peer->dom;
-}
-
-static int fake_rkey_unpack(struct kvx_ep *ep, const void *mkey, size_t len,
-			    struct kvx_rkey **out_rkey)
-{
-	struct name name;
-	struct kvx_mr *mr = NULL;
-	int err = script_call(ep->dom->script, KVX_FAKE_RKEY_UNPACK);
-	if (err < 0)
-		return err;
-	if (len != sizeof(name))
-		return -EINVAL;
-	memcpy(&name, mkey, sizeof(name));
-	struct kvx_dom *dom = ep_target(ep);
-	if (dom == NULL)
-		return -EHOSTDOWN;
-	if (name.magic == NAME_MAGIC && name.dom == dom->id)
-		DL_SEARCH_SCALAR(dom->mrs, mr, id, name.id);
-	if (mr == NULL)
-		return -EINVAL;
-	struct kvx_rkey *rkey = calloc(1, sizeof(*rkey));
-	if (rkey == NULL)
-		return -ENOMEM;
-	rkey->mr = mr;
-	rkey->script = dom->script;
-	mr->n_refs++;
-	dom->script->n_rkeys++;
-	*out_rkey = rkey;
-	return 0;
-}
-
-static void fake_rkey_free(struct kvx_rkey *rkey)
-{
-	rkey->script->calls[KVX_FAKE_RKEY_FREE]++;
-	rkey->script->n_rkeys--;
-	fake_mr_unref(rkey->mr);
-	free(rkey);
 }
 
 static void script_on_posted(struct kvx_fake_script *script, struct kvx_ep *ep)
@@ -302,7 +184,7 @@ static int fake_post(struct kvx_ep *ep, const struct kvx_op *ops, unsigned n)
 {
 	struct kvx_fake_script *script = ep->dom->script;
 	unsigned taken = 0;
-	int err = script_call(script, KVX_FAKE_POST);
+	int err = fake_script_call(script, KVX_FAKE_POST);
 	if (err < 0)
 		return err;
 	if (ep->fenced)
@@ -329,7 +211,7 @@ static int fake_progress(struct kvx_dom *dom, struct kvx_tevent *events, unsigne
 	struct kvx_fake_script *script = dom->script;
 	struct kvx_ep *ep;
 	unsigned n = 0;
-	int err = script_call(script, KVX_FAKE_PROGRESS);
+	int err = fake_script_call(script, KVX_FAKE_PROGRESS);
 	if (err < 0)
 		return err;
 	if (script->auto_advance) {
@@ -356,7 +238,7 @@ static int fake_progress(struct kvx_dom *dom, struct kvx_tevent *events, unsigne
 static int fake_arm(struct kvx_dom *dom)
 {
 	const struct kvx_ep *ep;
-	int err = script_call(dom->script, KVX_FAKE_ARM);
+	int err = fake_script_call(dom->script, KVX_FAKE_ARM);
 	if (err < 0)
 		return err;
 	if (dom->tell_lost || dom->tell_up)
@@ -383,7 +265,7 @@ static void ep_fence(struct kvx_ep *ep)
 
 static int fake_fence(struct kvx_ep *ep)
 {
-	int err = script_call(ep->dom->script, KVX_FAKE_FENCE);
+	int err = fake_script_call(ep->dom->script, KVX_FAKE_FENCE);
 	if (err < 0)
 		return err;
 	ep_fence(ep);

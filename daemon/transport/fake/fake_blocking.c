@@ -1,7 +1,8 @@
-/* The fake transport with calls that block (KVX_CAP_BLOCKING_CONTROL): the slots of fake.c under
- * one lock, with gates at which tests hold those that may block. Sees to the promises that workers
- * make for such transports (transport.h) and counts what breaks them: one call per ep at a time,
- * nothing posted once a fence has begun, data on the thread that opened the domain. Any thread. */
+/* The fake transport with calls that block (KVX_CAP_BLOCKING_CONTROL): the slots of kvx_fake_ops
+ * under one lock, with gates at which tests hold those that may block. Sees to the promises that
+ * workers make for such transports (transport.h) and counts what breaks them: one call per ep at a
+ * time, nothing posted once a fence has begun, data on the thread that opened the domain. Any
+ * thread. */
 #include <errno.h>
 #include <stdlib.h>
 

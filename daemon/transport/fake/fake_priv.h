@@ -1,12 +1,22 @@
-/* What the parts of the fake transport share: objects (fake.c), the movement of ops in virtual time
- * (fake_link.c), what lands after a fence (fake_late.c), what tests do to it (fake_script.c), and
- * the table of the calls that can be held (fake_blocking.c). */
+/* What the parts of the fake transport share: domains and eps (fake.c), memory and keys
+ * (fake_mem.c), the movement of ops in virtual time (fake_link.c), what lands after a fence
+ * (fake_late.c), what tests do to it (fake_script.c), and the table of the calls that can be held
+ * (fake_blocking.c). */
 #ifndef KVX_FAKE_PRIV_H
 #define KVX_FAKE_PRIV_H
 
 #include <pthread.h>
 
 #include "transport/fake/fake.h"
+
+#define FAKE_NAME_MAGIC 0x6b7666616b653031ull /* of addresses and mkeys */
+
+/* An address or an mkey. */
+struct fake_name {
+	uint64_t magic;
+	uint64_t dom;
+	uint64_t id; /* of the ep or mr */
+};
 
 struct kvx_mr {
 	struct kvx_dom *dom;
@@ -74,7 +84,15 @@ struct kvx_dom {
 	struct kvx_mr *mrs;
 };
 
+/* fake_mem.c: the table's, and an end of a reference. */
+int fake_mem_reg(struct kvx_dom *dom, uint32_t tenant, const struct kvx_mem *mem, uint32_t rights,
+		 struct kvx_mr **out_mr);
+void fake_mem_dereg(struct kvx_mr *mr);
+int fake_mkey_pack(const struct kvx_mr *mr, void *buf, size_t buf_bytes);
+int fake_rkey_unpack(struct kvx_ep *ep, const void *mkey, size_t len, struct kvx_rkey **out_rkey);
+void fake_rkey_free(struct kvx_rkey *rkey);
 void fake_mr_unref(struct kvx_mr *mr);
+
 /* NULL: not there (any more). */
 struct kvx_ep *fake_ep_find(const struct kvx_fake_script *script, uint64_t id);
 /* The other end of a connected ep, if it is there and not fenced. */
@@ -83,6 +101,8 @@ void fake_ep_add_op(struct kvx_ep *ep, const struct kvx_op *op);
 /* Everything open ends with status; none of it lands any more. */
 void fake_ep_cut(struct kvx_ep *ep, int status);
 void fake_ep_lose(struct kvx_ep *ep, int status);
+/* Counts a call; the scripted -errno when it is the one that fails. */
+int fake_script_call(struct kvx_fake_script *script, enum kvx_fake_slot slot);
 /* Lets what is due at script->now_ns happen in this domain. */
 void fake_dom_settle(struct kvx_dom *dom);
 uint64_t fake_next_ns(const struct kvx_fake_script *script);

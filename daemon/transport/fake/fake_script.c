@@ -4,6 +4,15 @@
 
 #include "transport/fake/fake_priv.h"
 
+int fake_script_call(struct kvx_fake_script *script, enum kvx_fake_slot slot)
+{
+	const struct kvx_fake_fault *fault = &script->faults[slot];
+	unsigned nth = ++script->calls[slot];
+	bool fails =
+	    fault->nth != 0 && nth >= fault->nth && nth - fault->nth <= script->more_faults[slot];
+	return fails ? fault->err : 0;
+}
+
 static uint64_t ep_next_ns(const struct kvx_ep *ep)
 {
 	uint64_t next = ep->state == FAKE_EP_CONNECTING ? ep->up_ns : UINT64_MAX;
