@@ -344,11 +344,13 @@ class Import:
                                                   len(data)))
 
     def post(self, data: bytes) -> None:
-        """As ``send()``, but does not block: a message that cannot be delivered ends the import
-        (its transfers are cancelled, then IMPORT_LOST). It arrives after the ARRIVAL of every
-        transfer through this import whose end was read before, and in order with other messages.
-        Raises TooBig, Invalid (empty), ClientLost (the import was lost), TryAgain (not up yet, or
-        the daemon does not read: poll, and post again), DaemonLost: nothing was posted then."""
+        """As ``send()``, but does not block: it waits in the daemon while the receiver has too many
+        events unread. One that cannot be delivered (also after 20 s of that, or when too many bytes
+        wait) ends the import (its transfers are cancelled, then IMPORT_LOST). It arrives after the
+        ARRIVAL of every transfer through this import whose end was read before, and in order with
+        other messages. Raises TooBig, Invalid (empty), ClientLost (the import was lost), TryAgain
+        (not up yet, or the daemon does not read: poll, and post again), DaemonLost: nothing was
+        posted then."""
         client = self.client
         with client._lock:
             client._check(lib.kvxfer_message_post(self._open_c(), ffi.from_buffer(data),

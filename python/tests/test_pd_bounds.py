@@ -9,7 +9,8 @@ import pytest
 from pd_ranks import TestRank, outcome, outcomes, until
 
 from kvxfer import errors, pd
-from kvxfer.pd import asks, messages, source
+from kvxfer.pd import asks, messages
+from kvxfer.pd import sources as pd_sources
 from kvxfer.pd.joiner import Joiner
 
 READY = {"id": "r", "token": 5, "life": 1, "from": "a/dp0/pp0/tp0", "at": "", "left": 60,
@@ -215,7 +216,7 @@ def test_a_request_that_comes_twice_is_not_served_by_the_next_offer(engines, str
 def test_what_one_rank_asks_for_is_bounded(engines, stranger, monkeypatch):
     """It is told so; another rank is served."""
     prefill, decode = engines("prefill", "decode")
-    monkeypatch.setattr(source, "ASKS_MAX_EACH", 1 << 20)
+    monkeypatch.setattr(pd_sources, "ASKS_MAX_EACH", 1 << 20)
     for i in range(200):
         decode.rank.expect(f"r{i}", prefill.endpoint, {0: (0, [1])}, deadline=30)
     until(lambda: prefill.rank.stats()["messages_in"] == 200)
@@ -241,7 +242,7 @@ def test_where_all_ask_for_too_much_the_oldest_of_the_worst_is_refused(engines, 
     until(lambda: prefill.rank.stats()["messages_in"] == 50)
     sources = prefill.rank._hub.sources
     oldest = next(iter(sources._waiting))[1]
-    monkeypatch.setattr(source, "ASKS_MAX", sources.ledger.total + 300)
+    monkeypatch.setattr(pd_sources, "ASKS_MAX", sources.ledger.total + 300)
     modest.rank.expect("m", prefill.endpoint, {0: (0, [2])}, deadline=20)
     got = outcomes(greedy, 1)
     [one] = got.values()

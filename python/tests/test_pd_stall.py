@@ -229,10 +229,10 @@ def test_close_does_not_sleep_when_everything_has_ended_and_was_said(node, ranks
 
 
 def test_close_does_not_wait_for_a_daemon_that_is_away(node, ranks, monkeypatch):
-    from kvxfer.pd import hub
+    from kvxfer.pd import thread
 
-    monkeypatch.setattr(hub, "_RECONNECT_FIRST_S", 20)
-    monkeypatch.setattr(hub, "_RECONNECT_MOST_S", 20)
+    monkeypatch.setattr(thread, "_RECONNECT_FIRST_S", 20)
+    monkeypatch.setattr(thread, "_RECONNECT_MOST_S", 20)
     [rank] = ranks("prefill")
     node.kill()
     until(lambda: not rank.rank._hub._alive)

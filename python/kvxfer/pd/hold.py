@@ -5,7 +5,8 @@ from ..events import Event
 from .messages import GRANT, REVOKE, no_ids
 from .plan import Span
 from .rendezvous import CAUSE_S, FENCE_MOST_S, Hub, Wanted, error_fields, insist, spans
-from .source import ASKED, ENDING, OPEN, Dest, Source, Sources, Want
+from .source import ASKED, ENDING, OPEN, Dest, Source, Want
+from .sources import Sources
 from .stream import Stream
 
 __all__ = ["Hold"]

@@ -8,7 +8,7 @@ from . import messages
 from .asks import read_ask
 from .joiner import WHOLE_MAX, Joiner
 from .rendezvous import Hub
-from .source import Sources
+from .sources import Sources
 
 __all__ = ["Inbox"]
 

@@ -13,7 +13,8 @@ from .geometry import Geometry
 from .messages import copy_ids
 from .peers import Peer
 from .rendezvous import Hub, Ids
-from .source import ASKED, ENDED, ENDING, OPEN, Dest, Source, Sources, Want
+from .source import ASKED, ENDED, ENDING, OPEN, Dest, Source, Want
+from .sources import Sources
 from .stream import Pair, Piece, Stream
 
 __all__ = ["Offer"]
