@@ -37,6 +37,7 @@ struct kvx_config {
 	uint32_t transfers;               /* 65536 */
 	uint32_t transfers_per_client;    /* 4096 */
 	uint64_t queued_bytes_per_client; /* 64 MiB: of lists that wait for their turn */
+	uint64_t posted_bytes_per_client; /* 64 MiB: of messages that receivers have not taken */
 	uint32_t waits_per_client;        /* 4096: lists that wait for an event or a flag */
 	uint32_t ops;                     /* 262144: explicit ops per request */
 	uint32_t blocks;                  /* 1048576: block ids per list */

@@ -58,6 +58,10 @@ const struct kvx_config_key kvx_config_keys[] = {
      "64M", 1 * MIB, 1 * TIB,
      "Memory for the block and op lists of one client that wait for their turn, as those of a "
      "stream whose peer is slow."},
+    {"limits", "posted_bytes_per_client", KVX_CONFIG_BYTES, RELOAD, FIELD(posted_bytes_per_client),
+     "64M", 64 * KIB, 1 * TIB,
+     "Memory for posted messages of one client that their receivers have not taken yet: 512 bytes "
+     "each, and what is in it. One that goes beyond is not delivered, and ends its import."},
     {"limits", "waits_per_client", KVX_CONFIG_COUNT, RELOAD, FIELD(waits_per_client), "4096", 1,
      16777216, "Lists of one client that wait for an event of its GPU, or for a flag."},
     {"limits", "ops", KVX_CONFIG_COUNT, RELOAD, FIELD(ops), "262144", 1, 16777216,
@@ -227,12 +231,13 @@ const struct kvx_config_key kvx_config_keys[] = {
      "How long the runtime may take to map or unmap memory. After that the registration fails, and "
      "the device takes no more of them until the call returns."},
     {"gpu", "fence_timeout_ms", KVX_CONFIG_MS, FIXED, GPU(fence_timeout_ms), "2s", 10, 600000,
-     "How long copies of a cancelled transfer may go on before the device is reset, and lost."},
+     "How long copies of a cancelled transfer may go on before the device is reset, and lost. "
+     "Messages to other nodes fail when no copy of theirs has ended for as long."},
     {"gpu", "bounce_bytes", KVX_CONFIG_BYTES, FIXED, GPU(bounce_bytes), "256M", 4 * MIB, 1 * TIB,
      "Page-locked memory through which GPU memory goes where the network does not reach it by "
      "itself. When it is used up, transfers wait for each other."},
     {"gpu", "bounce_slots", KVX_CONFIG_COUNT, FIXED, GPU(bounce_slots), "4", 1, 64,
-     "Messages of GPU memory under way to each peer, and from it, while their data is copied "
+     "Messages of a GPU's memory under way to each peer, and from it, while their data is copied "
      "between the device and page-locked memory."},
     {"gpu", "spin_us", KVX_CONFIG_US, FIXED, FIELD(gpu_spin_us), "20", 0, 1000000,
      "How long the worker of a device polls after the last copy before it sleeps. More costs CPU, "

@@ -17,6 +17,7 @@
 #include "mem/guard.h"
 #include "node_id.h"
 #include "service.h"
+#include "transport/gpu_try.h"
 
 #define MAX_SETS 256
 
@@ -372,5 +373,8 @@ int main(int argc, char **argv)
 	}
 	kvx_log_init((enum kvx_log_level)kvx_log_level_parse(config.log_level),
 		     kvx_service_has_journal());
+	signal(SIGTERM, SIG_DFL); /* some of libfabric's libraries exit(1) then */
+	if (config.gpu_enable)
+		kvx_gpu_try(&config.gpu); /* as long as there is one thread */
 	return run_loop(&run, &config);
 }

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static _Thread_local int last_code;
 
@@ -60,6 +61,8 @@ int gpu_err(int code)
 	case 400: /* invalid handle */
 	case 205: /* map failed: above all an IPC handle of memory that is gone */
 		return -EBADF;
+	case 712: /* host memory is registered already */
+		return -EEXIST;
 	case 217: /* peer access unsupported */
 	case 711: /* too many peers */
 	case 801: /* not supported */
@@ -70,57 +73,87 @@ int gpu_err(int code)
 	}
 }
 
-static void *library_try(const char *dir, const char *name, bool loaded_only, char *out_file,
-			 size_t file_bytes)
-{
-	char path[256];
-	int flags = RTLD_NOW | RTLD_LOCAL | (loaded_only ? RTLD_NOLOAD : 0);
+/* One search for a library: the reason of one that is there but cannot be loaded is worth more than
+ * that of all that are not there, and the first one, of the folder that was named, most. */
+struct library_search {
+	const struct kvx_gpu_find *find;
+	struct kvx_why *why;
+	bool have_reason;
+};
 
-	if (dir != NULL && dir[0] != '\0')
+static void library_note_error(struct library_search *search, const char *path)
+{
+	const char *said = dlerror();
+	size_t len = strlen(path);
+
+	if (said == NULL || search->have_reason)
+		return;
+	/* Itself, not one that it needs. */
+	if (strncmp(said, path, len) == 0 && said[len] == ':' &&
+	    strstr(said, "No such file or directory") != NULL)
+		return;
+	search->have_reason = true;
+	kvx_why(search->why, 0, "%s", said);
+}
+
+static void *library_try(struct library_search *search, const char *dir, const char *name,
+			 char *out_file, size_t file_bytes)
+{
+	char path[512];
+	int flags = RTLD_NOW | RTLD_LOCAL | (search->find->loaded_only ? RTLD_NOLOAD : 0);
+
+	if (dir != NULL)
 		snprintf(path, sizeof(path), "%s/%s", dir, name);
 	else
 		snprintf(path, sizeof(path), "%s", name);
 	void *library = dlopen(path, flags);
 	if (library != NULL)
 		snprintf(out_file, file_bytes, "%s", path);
+	else
+		library_note_error(search, path);
 	return library;
 }
 
-/* The reason of a library that is there but cannot be loaded is worth more than that of one that is
- * not: the last one of another kind wins. */
-static void library_note_error(struct kvx_why *why, bool *have_reason)
+/* All names, and the folder that was named when there is no such one. */
+static void library_not_found(const struct gpu_library *library, const char *dir,
+			      struct kvx_why *why)
 {
-	const char *said = dlerror();
-	bool missing = said == NULL || strstr(said, "No such file or directory") != NULL;
+	char names[128];
+	size_t len = 0, n = 0;
 
-	if (missing || *have_reason)
-		return;
-	*have_reason = true;
-	kvx_why(why, 0, "%s", said);
+	names[0] = '\0';
+	for (const char *const *name = library->names; *name != NULL; name++, n++)
+		len += (size_t)snprintf(names + len, sizeof(names) - len, "%s%s",
+					n == 0            ? ""
+					: name[1] == NULL ? " or "
+							  : ", ",
+					*name);
+	if (dir != NULL && access(dir, X_OK) != 0)
+		kvx_why(why, 0, "%s was not found (%s: %s)", names, dir, strerror(errno));
+	else
+		kvx_why(why, 0, "%s was not found", names);
 }
 
 void *gpu_library_open(const struct gpu_library *library, const struct kvx_gpu_find *find,
 		       char *out_file, size_t file_bytes, struct kvx_why *why)
 {
-	bool have_reason = false;
+	struct library_search search = {.find = find, .why = why};
+	const char *own = find->dir != NULL && find->dir[0] != '\0' ? find->dir : NULL;
 
 	for (const char *const *name = library->names; *name != NULL; name++) {
 		void *got = NULL;
 
-		if (find->dir != NULL && find->dir[0] != '\0')
-			got =
-			    library_try(find->dir, *name, find->loaded_only, out_file, file_bytes);
+		if (own != NULL)
+			got = library_try(&search, own, *name, out_file, file_bytes);
 		if (got == NULL)
-			got = library_try(NULL, *name, find->loaded_only, out_file, file_bytes);
-		if (got == NULL)
-			library_note_error(why, &have_reason);
+			got = library_try(&search, NULL, *name, out_file, file_bytes);
 		for (const char *const *dir = library->dirs; got == NULL && *dir != NULL; dir++)
-			got = library_try(*dir, *name, find->loaded_only, out_file, file_bytes);
+			got = library_try(&search, *dir, *name, out_file, file_bytes);
 		if (got != NULL)
 			return got;
 	}
-	if (!have_reason)
-		kvx_why(why, 0, "%s was not found", library->names[0]);
+	if (!search.have_reason)
+		library_not_found(library, own, why);
 	return NULL;
 }
 

@@ -7,6 +7,7 @@
  *   -EAGAIN      not done yet (queries only)
  *   -ENODEV      the device is lost: it answers every further call so
  *   -ENOMEM, -EINVAL, -EOPNOTSUPP (the runtime or the device cannot), -EBADF (not a valid handle)
+ *   -EEXIST      host memory is page-locked already (host_pin)
  *   -EIO         anything else
  * kvx_gpu_code() has the runtime's own code. Any thread; calls that need a device work on the one
  * that this thread is bound to. Any call may block for long, whatever its name says, when a device
@@ -178,6 +179,21 @@ void kvx_gpu_close(struct kvx_gpu *gpu);
  * as the process. */
 int kvx_gpu_code(void);
 const char *kvx_gpu_code_name(struct kvx_gpu *gpu, int code);
+
+/* ---- gpu_tell.c: a runtime that is tried in a child process, where it may crash, hang or exit */
+#define KVX_GPU_TOLD_BYTES 1024
+struct kvx_gpu_told {
+	int err; /* 0; else -errno of kvx_gpu_open(), and only `why` is filled */
+	char why[KVX_WHY_BYTES];
+	char file[128];
+	int version, n_devices;
+	uint32_t caps;
+};
+/* In the child: opens the runtime of `find` (struct kvx_gpu_find *) and writes one line to fd, of
+ * less than KVX_GPU_TOLD_BYTES. Its exit status: 0 when the runtime works. */
+int kvx_gpu_tell(int fd, void *find);
+/* In the parent. false: that is no such line, the runtime has ended the child before. */
+bool kvx_gpu_told(const char *line, struct kvx_gpu_told *out_told);
 
 /* ---- gpu_id.c: pure */
 /* Lower case, four digits of domain; "" when it is no PCI address. */

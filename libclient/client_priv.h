@@ -168,12 +168,14 @@ struct kvxfer_client {
 	enum kvx_cl_state state;
 	int sock;  /* -1: none */
 	int pidfd; /* of the daemon; -1: not given */
-	int timer; /* wakes at loss_at_ns; -1: none */
+	int timer; /* wakes at loss_at_ns or out_retry_ns; -1: none */
 	int epoll; /* what the user polls: sock, wake, and in EOF the pidfd or the timer */
 	int wake;  /* eventfd: readable while there is something that no socket tells */
 	bool woken;
-	bool out_armed; /* EPOLLOUT is asked for */
-	bool out_dead;  /* the socket takes nothing any more; its end is about to be read */
+	bool out_armed;        /* EPOLLOUT is asked for */
+	uint64_t out_retry_ns; /* the socket is writable, and yet takes no frame: when it is tried
+				  again; 0: it is not so */
+	bool out_dead;         /* the socket takes nothing any more; its end is about to be read */
 	struct kvx_reader *reader;
 	struct kvx_writer *writer;
 	uint32_t max_frame_bytes;

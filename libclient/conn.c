@@ -18,6 +18,8 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
+#define OUT_RETRY_MS 10
+
 int kvx_cl_watch(struct kvxfer_client *client, int op, int fd, uint32_t events)
 {
 	struct epoll_event event = {.events = events};
@@ -99,7 +101,7 @@ void kvx_cl_close_conn(struct kvxfer_client *client)
 	client->reader = NULL;
 	client->writer = NULL;
 	client->out_armed = client->out_dead = false;
-	client->loss_at_ns = 0;
+	client->loss_at_ns = client->out_retry_ns = 0;
 }
 
 /* The fence is known: whatever is outstanding has ended. */
@@ -112,15 +114,25 @@ static void conn_lost(struct kvxfer_client *client)
 	kvx_cl_wake(client);
 }
 
+/* ms 0: not at all. */
+static bool conn_set_timer(struct kvxfer_client *client, int ms)
+{
+	struct itimerspec when = {
+	    .it_value = {.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000}};
+
+	if (client->timer < 0) {
+		client->timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+		if (client->timer < 0 ||
+		    kvx_cl_watch(client, EPOLL_CTL_ADD, client->timer, EPOLLIN) < 0)
+			return false;
+	}
+	return timerfd_settime(client->timer, 0, &when, NULL) == 0;
+}
+
 static void conn_arm_timer(struct kvxfer_client *client)
 {
-	struct itimerspec when = {.it_value = {.tv_sec = KVX_CL_LOSS_GRACE_MS / 1000,
-					       .tv_nsec = KVX_CL_LOSS_GRACE_MS % 1000 * 1000000}};
-
 	client->loss_at_ns = kvx_cl_now_ns() + KVX_CL_LOSS_GRACE_MS * KVX_CL_MSEC;
-	client->timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
-	if (client->timer < 0 || timerfd_settime(client->timer, 0, &when, NULL) != 0 ||
-	    kvx_cl_watch(client, EPOLL_CTL_ADD, client->timer, EPOLLIN) < 0)
+	if (!conn_set_timer(client, KVX_CL_LOSS_GRACE_MS))
 		kvx_cl_wake(client); /* no sleep then, but the right time */
 }
 
@@ -242,17 +254,32 @@ int kvx_cl_read(struct kvxfer_client *client)
 	return client->state == KVX_CL_UP ? n : 0;
 }
 
+/* Nothing tells when there is room: not the socket, which is writable all the time. */
+static void conn_retry_later(struct kvxfer_client *client)
+{
+	client->out_retry_ns = kvx_cl_now_ns() + OUT_RETRY_MS * KVX_CL_MSEC;
+	if (!conn_set_timer(client, OUT_RETRY_MS))
+		kvx_cl_wake(client);
+}
+
 int kvx_cl_flush(struct kvxfer_client *client)
 {
-	bool more;
+	bool more, later;
 	int err;
 
 	if (client->out_dead)
 		return -EPIPE;
 	err = kvx_writer_flush(client->writer, client->sock);
-	more = err == -EAGAIN || err == -ENOBUFS || err == -ENOMEM || err == -ETOOMANYREFS;
-	if (err < 0 && !more)
+	more = err == -EAGAIN;
+	later = err == -ENOBUFS || err == -ENOMEM || err == -ETOOMANYREFS;
+	if (err < 0 && !more && !later)
 		client->out_dead = true;
+	if (later) {
+		conn_retry_later(client);
+	} else if (client->out_retry_ns != 0) {
+		client->out_retry_ns = 0;
+		conn_set_timer(client, 0);
+	}
 	if (more != client->out_armed && kvx_cl_watch(client, EPOLL_CTL_MOD, client->sock,
 						      more ? EPOLLIN | EPOLLOUT : EPOLLIN) == 0)
 		client->out_armed = more;
@@ -291,11 +318,15 @@ int kvx_cl_poll(struct kvxfer_client *client, uint64_t deadline_ns)
 		fd = client->pidfd;
 		if (client->loss_at_ns != 0 && client->loss_at_ns < until_ns)
 			until_ns = client->loss_at_ns;
+	} else if (client->out_retry_ns != 0) {
+		if (client->out_retry_ns < until_ns)
+			until_ns = client->out_retry_ns;
 	} else if (!client->out_dead && kvx_writer_pending_bytes(client->writer) > 0) {
 		events |= POLLOUT;
 	}
 	revents = kvx_cl_poll_fd(fd, events, until_ns);
-	if ((revents & POLLOUT) != 0)
+	if ((revents & POLLOUT) != 0 ||
+	    (client->out_retry_ns != 0 && kvx_cl_now_ns() >= client->out_retry_ns))
 		kvx_cl_flush(client);
 	return revents == 0 && until_ns == deadline_ns ? -ETIMEDOUT : 0;
 }

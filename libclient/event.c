@@ -287,7 +287,7 @@ static void dispatch_reads(struct kvxfer_client *client)
 		if (n < SHORT_READ_BYTES)
 			break;
 	}
-	if (client->state == KVX_CL_UP && client->out_armed)
+	if (client->state == KVX_CL_UP && (client->out_armed || client->out_retry_ns != 0))
 		kvx_cl_flush(client);
 }
 

@@ -123,9 +123,13 @@ static int segment_add(struct kvxfer_client *client, struct kvx_cl_gpu *g,
 	uint32_t base = 0;
 
 	int err = g->gpu->ops->range(g->gpu, addr, &range);
+	if (err == -EINVAL || (err == 0 && !range.on_device))
+		return kvx_cl_fail(client, -EFAULT,
+				   "piece %" PRIu32 " at 0x%" PRIx64 " is not memory of a GPU",
+				   g->n_segments, addr);
 	if (err < 0)
 		return runtime_failed(client, g->gpu, -EFAULT, "asking for the allocation");
-	if (!range.on_device || range.device != g->device)
+	if (range.device != g->device)
 		return kvx_cl_fail(client, -EINVAL,
 				   "piece %" PRIu32 " is memory of device %d, the first one of "
 				   "device %d: register a region for each device",

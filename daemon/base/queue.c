@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "base/assert.h"
 
@@ -22,7 +23,11 @@ int kvx_queue_create(struct kvx_queue **out_queue)
 	if (queue == NULL)
 		return -ENOMEM;
 	pthread_mutex_init(&queue->lock, NULL); /* cannot fail on Linux with default attributes */
-	pthread_cond_init(&queue->filled, NULL);
+	pthread_condattr_t attr;
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&queue->filled, &attr);
+	pthread_condattr_destroy(&attr);
 	queue->tail = &queue->head;
 	*out_queue = queue;
 	return 0;
@@ -79,6 +84,39 @@ struct kvx_queue_node *kvx_queue_pop_wait(struct kvx_queue *queue)
 	struct kvx_queue_node *node = queue_take(queue);
 	pthread_mutex_unlock(&queue->lock);
 	return node;
+}
+
+struct kvx_queue_node *kvx_queue_pop_for(struct kvx_queue *queue, uint64_t timeout_ns)
+{
+	struct timespec until;
+	int err = 0;
+	clock_gettime(CLOCK_MONOTONIC, &until);
+	uint64_t ns = (uint64_t)until.tv_nsec + timeout_ns;
+	until.tv_sec += (time_t)(ns / 1000000000u);
+	until.tv_nsec = (long)(ns % 1000000000u);
+	pthread_mutex_lock(&queue->lock);
+	while (queue->head == NULL && !queue->closed && err == 0)
+		err = pthread_cond_timedwait(&queue->filled, &queue->lock, &until);
+	struct kvx_queue_node *node = queue_take(queue);
+	pthread_mutex_unlock(&queue->lock);
+	return node;
+}
+
+bool kvx_queue_remove(struct kvx_queue *queue, struct kvx_queue_node *node)
+{
+	struct kvx_queue_node **at = &queue->head;
+	pthread_mutex_lock(&queue->lock);
+	while (*at != NULL && *at != node)
+		at = &(*at)->next;
+	bool found = *at != NULL;
+	if (found) {
+		*at = node->next;
+		if (queue->tail == &node->next)
+			queue->tail = at;
+		node->next = NULL;
+	}
+	pthread_mutex_unlock(&queue->lock);
+	return found;
 }
 
 void kvx_queue_close(struct kvx_queue *queue)

@@ -17,7 +17,7 @@ static uint64_t events_limit(const struct kvx_client *client)
 
 bool kvx_client_is_full(const struct kvx_client *client)
 {
-	return client->front->ops->pending_bytes(client->front) > events_limit(client);
+	return client->front->ops->pending_bytes(client->front) > events_limit(client) / 2;
 }
 
 /* What is there before counts, not the new frame: a long answer to a query is no offence. */

@@ -131,6 +131,7 @@ void kvx_client_destroy(struct kvx_client *client)
 
 	KVX_CHECK_MAGIC(client, CLIENT_MAGIC);
 	kvx_assert(client->sm.state == KVX_CLIENT_CLOSED && client->n_pending == 0);
+	kvx_assert(client->n_calls == 0 && client->posted_bytes == 0);
 	kvx_assert(client->regions == NULL && client->calls == NULL);
 	kvx_assert(client->imports == NULL || kvx_idmap_count(client->imports) == 0);
 	if (client->unsettled)

@@ -19,6 +19,8 @@
 #define LINGER_NS       (1 * KVX_SEC)
 /* Descriptors of a client that wait to be closed: far more than who behaves ever has. */
 #define CLOSING_FDS_MAX (8 * KVX_WIRE_MAX_FDS)
+/* And while its user has KVX_USER_CLOSING_MAX: one frame's, so that others of the user stay. */
+#define CLOSING_FDS_FEW KVX_WIRE_MAX_FDS
 
 struct kvx_conn {
 	struct kvx_front front; /* first */
@@ -79,7 +81,7 @@ static void conn_on_closed(uv_handle_t *handle)
 	kvx_reader_destroy(conn->reader);
 	kvx_writer_destroy(conn->writer);
 	kvx_client_destroy(conn->client);
-	kvx_closer_tab_unref(conn->front.closing);
+	kvx_closer_tab_destroy(conn->front.closing);
 	conn->magic = 0;
 	free(conn);
 	kvx_control_front_gone(control);
@@ -96,7 +98,7 @@ static void conn_shut(struct kvx_conn *conn)
 		DL_DELETE(conn->control->dirty, conn);
 	conn->dirty = false;
 	uv_close((uv_handle_t *)&conn->poll, conn_on_closed);
-	kvx_closer_give_conn(conn->control->closer, conn->fd);
+	kvx_closer_give_conn(conn->control->closer, conn->front.closing, conn->fd);
 	conn->fd = -1;
 }
 
@@ -220,6 +222,24 @@ static void conn_on_discard(void *arg, int fd)
 	kvx_closer_give_on(conn->control->closer, conn->front.closing, fd);
 }
 
+static KVX_ON_LOOP void conn_check_closing(struct kvx_conn *conn)
+{
+	const struct kvx_client *client = conn->client;
+	const struct kvx_closer_user user = {.tenant = client->tenant, .uid = client->uid};
+	unsigned n = kvx_closer_tab_count(conn->front.closing);
+	unsigned n_user;
+
+	if (n <= CLOSING_FDS_FEW)
+		return;
+	n_user = kvx_closer_user_count(conn->control->closer, &user);
+	if (n > CLOSING_FDS_MAX || n_user >= KVX_USER_CLOSING_MAX)
+		kvx_client_fail(conn->client, -EDQUOT,
+				"%u of its file descriptors (%u of all clients of user %u) wait to "
+				"be closed: closing one takes long, so it is no memory; send those "
+				"of memory only",
+				n, n_user, (unsigned)client->uid);
+}
+
 /* The same for those of a frame that nobody wanted. */
 static KVX_ON_LOOP void conn_drop_fds(struct kvx_conn *conn, struct kvx_msg *msg)
 {
@@ -229,11 +249,7 @@ static KVX_ON_LOOP void conn_drop_fds(struct kvx_conn *conn, struct kvx_msg *msg
 		if (fd >= 0)
 			kvx_closer_give_on(conn->control->closer, conn->front.closing, fd);
 	}
-	if (kvx_closer_tab_count(conn->front.closing) > CLOSING_FDS_MAX)
-		kvx_client_fail(conn->client, -EDQUOT,
-				"more than %u of its file descriptors wait to be closed: closing "
-				"them takes long, and they are no memory",
-				CLOSING_FDS_MAX);
+	conn_check_closing(conn);
 }
 
 /* All whole frames that have arrived. */
@@ -342,25 +358,14 @@ static void conn_on_aborted(uv_handle_t *handle)
 
 	kvx_reader_destroy(conn->reader);
 	kvx_writer_destroy(conn->writer);
-	kvx_closer_tab_unref(conn->front.closing);
+	kvx_closer_tab_destroy(conn->front.closing);
 	free(conn);
 }
 
-static void socket_credentials(int fd, struct kvx_client_origin *origin)
+int kvx_conn_open(struct kvx_control *control, int fd, const struct kvx_client_origin *origin)
 {
-	struct ucred cred = {.pid = 0, .uid = (uid_t)-1, .gid = (gid_t)-1};
-	socklen_t len = sizeof(cred);
-
-	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0)
-		kvx_warn("conn: no credentials of a new client: %s", strerror(errno));
-	origin->uid = cred.uid;
-	origin->pid = cred.pid;
-}
-
-int kvx_conn_open(struct kvx_control *control, int fd, uint32_t tenant)
-{
+	const struct kvx_closer_user user = {.tenant = origin->tenant, .uid = origin->uid};
 	struct kvx_conn *conn = calloc(1, sizeof(*conn));
-	struct kvx_client_origin origin = {.tenant = tenant};
 	int err = -ENOMEM;
 
 	if (conn == NULL)
@@ -370,7 +375,7 @@ int kvx_conn_open(struct kvx_control *control, int fd, uint32_t tenant)
 	conn->control = control;
 	conn->fd = fd;
 	conn->reading = true;
-	conn->front.closing = kvx_closer_tab_create();
+	conn->front.closing = kvx_closer_tab_create(control->closer, &user);
 	if (conn->front.closing == NULL)
 		goto err_free;
 	err = kvx_reader_create(KVX_HELLO_FRAME_BYTES, &conn->reader);
@@ -384,8 +389,7 @@ int kvx_conn_open(struct kvx_control *control, int fd, uint32_t tenant)
 	if (err < 0)
 		goto err_free;
 	conn->poll.data = conn;
-	socket_credentials(fd, &origin);
-	err = kvx_client_create(control, &conn->front, &origin, &conn->client);
+	err = kvx_client_create(control, &conn->front, origin, &conn->client);
 	if (err < 0)
 		goto err_poll;
 	control->n_fronts++;
@@ -398,9 +402,9 @@ err_poll:
 err_free:
 	kvx_reader_destroy(conn->reader);
 	kvx_writer_destroy(conn->writer);
-	kvx_closer_tab_unref(conn->front.closing);
+	kvx_closer_tab_destroy(conn->front.closing);
 	free(conn);
 err_fd:
-	kvx_closer_give_conn(control->closer, fd);
+	kvx_closer_give_conn(control->closer, NULL, fd);
 	return err;
 }

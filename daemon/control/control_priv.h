@@ -21,12 +21,15 @@
 #define KVX_HELLO_TIMEOUT_NS   (10 * KVX_SEC)
 #define KVX_RESOLVE_TIMEOUT_NS (8 * KVX_SEC) /* under the library's default of 10 s */
 #define KVX_CLIENT_CALLS_MAX   1024u         /* unanswered messages and pings of one client */
-#define KVX_CLIENT_POSTS_MAX   4096u         /* posted messages that no peer has confirmed yet */
 #define KVX_CLIENT_FINDS_MAX   256u          /* names that other nodes have not answered yet */
 /* A receiver that is gone is lost to its importers when its transfers have ended, which takes the
  * bounds of some fences: after this it is taken for lost whatever its daemon says. */
-#define KVX_IMPORT_LOSS_NS     (20 * KVX_SEC)
+#define KVX_IMPORT_LOSS_NS (20 * KVX_SEC)
+/* A receiver that is full and takes none of the messages that wait for it is given up then. */
+#define KVX_POSTS_STUCK_NS     (20 * KVX_SEC)
 #define KVX_CLIENTS_OVER_LIMIT 64u /* connections over the limit that are told so in words */
+/* Descriptors of all clients of a user that wait to be closed; from then on it gets no new ones. */
+#define KVX_USER_CLOSING_MAX (16 * KVX_WIRE_MAX_FDS)
 
 struct kvx_client;
 struct kvx_listener;
@@ -57,6 +60,20 @@ struct kvx_front {
 
 /* ---- one client */
 
+/* Its messages that the receiver does not have yet (posts.c). */
+struct kvx_post;
+struct kvx_posts {
+	struct kvx_post *first;  /* in order */
+	struct kvx_post *unsent; /* from here on they wait; NULL: none */
+	unsigned n_sent;         /* to another node, without an answer yet */
+	unsigned room, room_max; /* how many may be */
+	uint64_t stream;         /* for the other daemon; 0: none yet */
+	bool refused;            /* one of the stream was, and with it all behind it */
+	uint64_t progress_ns;    /* when the receiver took one, or the first one came */
+	uint64_t pause_ns;       /* the next one */
+	struct kvx_timer timer;  /* runs during a pause */
+};
+
 struct kvx_import {
 	uint64_t id; /* of this client's imports */
 	struct kvx_client *client;
@@ -68,7 +85,7 @@ struct kvx_import {
 	uint32_t request_id;         /* of the import, or of its release */
 	uint64_t check_region;
 	bool releasing;
-	uint64_t post_stream; /* of its posted messages, for the other daemon; 0: none yet */
+	struct kvx_posts posts;
 	int loss_status; /* why it takes nothing more: the target is lost, or a posted message was
 			    not delivered; 0: it does */
 	char *loss_text; /* malloc'd; NULL: the status's own */
@@ -99,8 +116,6 @@ void kvx_xtable_fini(struct kvx_xtable *table);
 struct kvx_client_call {
 	struct kvx_client *client;
 	uint32_t request_id;
-	uint64_t
-	    posted; /* the import that the message was posted through: nothing is answered; 0 */
 	struct kvx_peer_call *peer_call;
 	char who[80]; /* ping: whom; "" for a message */
 	struct kvx_client_call *prev, *next;
@@ -143,8 +158,9 @@ struct kvx_client {
 	uint64_t bytes_total;
 	/* messages and pings */
 	struct kvx_client_call *calls;
-	unsigned n_calls, n_posts;
-	unsigned n_finds; /* that have no answer yet */
+	unsigned n_calls;      /* and messages among the posts that are answered */
+	uint64_t posted_bytes; /* of messages that wait in its imports */
+	unsigned n_finds;      /* that have no answer yet */
 	/* Regions opening or closing and unfinished transfers: the client's memory and, for who
 	 * waits for the fence, its life. Only kvx_client_unpend() takes from it. */
 	unsigned n_pending;
@@ -209,7 +225,9 @@ void kvx_listener_close(struct kvx_listener *listener) KVX_ON_LOOP;
 const char *kvx_listener_path(const struct kvx_listener *listener, uint32_t tenant);
 
 /* conn.c. fd: taken, also on failure. */
-int kvx_conn_open(struct kvx_control *control, int fd, uint32_t tenant) KVX_ON_LOOP;
+struct kvx_client_origin;
+int kvx_conn_open(struct kvx_control *control, int fd,
+		  const struct kvx_client_origin *origin) KVX_ON_LOOP;
 void kvx_conn_flush_all(struct kvx_control *control) KVX_ON_LOOP;
 
 /* client.c: for fronts */
@@ -246,7 +264,8 @@ void kvx_client_reply_error(struct kvx_client *client, uint32_t request_id, int 
 			    const char *text) KVX_ON_LOOP;
 void kvx_client_event(struct kvx_client *client, const Kvxp__Event *event) KVX_ON_LOOP;
 void kvx_client_send_error(struct kvx_client *client, int status, const char *text) KVX_ON_LOOP;
-/* Has it more unread events than it may have? */
+/* Does it take no messages now? They have half of what it may leave unread: the other half is for
+ * the ends of transfers, of which too many end the client. */
 bool kvx_client_is_full(const struct kvx_client *client) KVX_ON_LOOP;
 
 /* Handlers, one file per family. body_bytes has been checked against the limits. */
@@ -310,9 +329,20 @@ void kvx_client_cancel_import(struct kvx_client *client, struct kvx_import *impo
 /* handle_message.c */
 int kvx_client_deliver_message(struct kvx_client *owner, const struct kvx_region *region,
 			       const void *data, uint32_t len) KVX_ON_LOOP;
+int kvx_message_local(struct kvx_control *control, const struct kvx_target *target,
+		      const ProtobufCBinaryData *data, struct kvx_why *why) KVX_ON_LOOP;
 void kvx_client_abandon_calls(struct kvx_client *client) KVX_ON_LOOP;
 int kvx_client_ping(struct kvx_client *client, uint32_t request_id, const char *who,
 		    struct kvx_why *why) KVX_ON_LOOP;
+
+/* posts.c */
+void kvx_posts_init(struct kvx_posts *posts);
+/* Takes a message, which goes behind all that wait. request_id NULL: it is posted, and the import
+ * fails when it cannot be delivered; else it is answered. An error: it was not taken. */
+int kvx_posts_add(struct kvx_import *import, const ProtobufCBinaryData *data,
+		  const uint32_t *request_id, struct kvx_why *why) KVX_ON_LOOP;
+/* Those that wait are not delivered, those under way to another node may be. */
+void kvx_posts_drop(struct kvx_import *import, int status, const char *text) KVX_ON_LOOP;
 
 /* decode.c: unpacks a body of the given type into the arena; fails the client and returns NULL when
  * it is not one. Valid until the next frame. */

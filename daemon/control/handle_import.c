@@ -28,6 +28,7 @@ static KVX_ON_LOOP void import_free(struct kvx_import *imp)
 {
 	kvx_assert(imp->n_xfers == 0);
 	kvx_timer_stop(imp->client->control->conf.timers, &imp->loss_timer);
+	kvx_posts_drop(imp, -ECANCELED, NULL);
 	if (imp->watching)
 		kvx_target_unwatch(imp->target, &imp->watch);
 	kvx_target_unref(imp->target);
@@ -70,6 +71,7 @@ static void import_on_lost(struct kvx_target_watch *watch, int status, const cha
 	if (imp->told)
 		return;
 	import_set_loss(imp, status, text);
+	kvx_posts_drop(imp, status, text);
 	imp->loss_due = true;
 	import_tell_loss(imp);
 }
@@ -116,6 +118,7 @@ void kvx_import_fail(struct kvx_import *imp, int status, const char *text)
 		text != NULL && text[0] != '\0' ? text
 						: kvx_status_text(kvx_status_from_errno(status)));
 	import_set_loss(imp, status, why.text);
+	kvx_posts_drop(imp, status, why.text);
 	if (imp->target->lost) /* and being told */
 		return;
 	if (!loss_waits_for_target(status) || !loss_timer_start(imp))
@@ -284,6 +287,7 @@ int kvx_import_create(struct kvx_client *client, uint32_t request_id, uint64_t c
 	imp->client = client;
 	imp->request_id = request_id;
 	imp->check_region = check_region;
+	kvx_posts_init(&imp->posts);
 	*out_import = imp;
 	return 0;
 }
@@ -369,6 +373,7 @@ void kvx_handle_import_release(struct kvx_client *client, struct kvx_msg *msg)
 	}
 	imp->releasing = true;
 	imp->request_id = req->request_id;
+	kvx_posts_drop(imp, -ECANCELED, "the import was released");
 	if (imp->n_xfers == 0)
 		import_release_done(imp);
 	else
@@ -393,6 +398,7 @@ void kvx_client_release_imports(struct kvx_client *client)
 		imp->resolve = NULL;
 		imp->find = NULL;
 		imp->releasing = true;
+		kvx_posts_drop(imp, -ECANCELED, NULL);
 		if (imp->n_xfers == 0)
 			import_free(imp);
 	}

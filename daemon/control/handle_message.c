@@ -1,8 +1,8 @@
 /* MESSAGE_SEND, MESSAGE_POST and pings: small things that go to another client or node. On this
  * node a message is an event of the region's owner at once; to another it goes by the peer channel,
  * after all that was said there before, the ends of transfers too. What was sent is answered; what
- * was posted ends its import when it is not delivered. Owns the calls that wait for a peer. Loop
- * thread. */
+ * was posted ends its import when it is not delivered; posts.c keeps what cannot go at once. Owns
+ * the calls that wait for a peer. Loop thread. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -36,16 +36,22 @@ int kvx_client_deliver_message(struct kvx_client *owner, const struct kvx_region
 
 /* ---- calls to peers */
 
+static int calls_check(const struct kvx_client *client, struct kvx_why *why)
+{
+	if (client->n_calls < KVX_CLIENT_CALLS_MAX)
+		return 0;
+	return kvx_why(why, -EDQUOT, "%u messages and pings are unanswered, the limit",
+		       KVX_CLIENT_CALLS_MAX);
+}
+
 static struct kvx_client_call *call_create(struct kvx_client *client, uint32_t request_id,
 					   struct kvx_why *why, int *out_err)
 {
 	struct kvx_client_call *call;
 
-	if (client->n_calls >= KVX_CLIENT_CALLS_MAX) {
-		*out_err = kvx_why(why, -EDQUOT, "%u messages and pings are unanswered, the limit",
-				   KVX_CLIENT_CALLS_MAX);
+	*out_err = calls_check(client, why);
+	if (*out_err < 0)
 		return NULL;
-	}
 	call = calloc(1, sizeof(*call));
 	if (call == NULL) {
 		*out_err = -ENOMEM;
@@ -63,10 +69,7 @@ static void call_destroy(struct kvx_client_call *call)
 	struct kvx_client *client = call->client;
 
 	DL_DELETE(client->calls, call);
-	if (call->posted != 0)
-		client->n_posts--;
-	else
-		client->n_calls--;
+	client->n_calls--;
 	free(call);
 }
 
@@ -91,8 +94,8 @@ void kvx_client_abandon_calls(struct kvx_client *client)
 
 /* ---- messages */
 
-static KVX_ON_LOOP int message_local(struct kvx_control *control, const struct kvx_target *target,
-				     const ProtobufCBinaryData *data, struct kvx_why *why)
+int kvx_message_local(struct kvx_control *control, const struct kvx_target *target,
+		      const ProtobufCBinaryData *data, struct kvx_why *why)
 {
 	int err;
 
@@ -112,7 +115,7 @@ static int message_why(int err, struct kvx_why *why)
 	if (err == -EDQUOT)
 		return kvx_why(why, err,
 			       "the other node has not read what was sent to it before: wait for "
-			       "its answers, or post less");
+			       "its answers");
 	return err;
 }
 
@@ -131,6 +134,25 @@ static KVX_ON_LOOP int message_remote(struct kvx_client *client, const Kvxp__Mes
 	if (err < 0)
 		call_destroy(call);
 	return message_why(err, why);
+}
+
+/* 0: answered, or it will be. */
+static KVX_ON_LOOP int message_send(struct kvx_import *imp, const Kvxp__MessageSend *req,
+				    struct kvx_why *why)
+{
+	struct kvx_client *client = imp->client;
+	int err;
+
+	if (imp->posts.first != NULL) { /* it goes behind them */
+		err = calls_check(client, why);
+		return err < 0 ? err : kvx_posts_add(imp, &req->data, &req->request_id, why);
+	}
+	if (imp->target->peer != NULL)
+		return message_remote(client, req, imp->target, why);
+	err = kvx_message_local(client->control, imp->target, &req->data, why);
+	if (err == 0)
+		kvx_client_reply_error(client, req->request_id, 0, NULL);
+	return err;
 }
 
 void kvx_handle_message_send(struct kvx_client *client, struct kvx_msg *msg)
@@ -155,57 +177,13 @@ void kvx_handle_message_send(struct kvx_client *client, struct kvx_msg *msg)
 	else if (err == 0 && imp->loss_status != 0) /* it would be out of order */
 		err = kvx_why(&why, imp->loss_status, "the import has ended: %s",
 			      imp->loss_text != NULL ? imp->loss_text : "import the region anew");
-	if (err == 0 && imp->target->peer != NULL) {
-		err = message_remote(client, req, imp->target, &why);
-		if (err == 0)
-			return; /* answered by message_on_reply() */
-	} else if (err == 0) {
-		err = message_local(client->control, imp->target, &req->data, &why);
-	}
-	kvx_client_reply_error(client, req->request_id, err, why.text);
+	if (err == 0)
+		err = message_send(imp, req, &why);
+	if (err != 0)
+		kvx_client_reply_error(client, req->request_id, err, why.text);
 }
 
 /* ---- posted messages */
-
-static void post_on_reply(void *arg, int status, const char *text)
-{
-	struct kvx_client_call *call = arg;
-	struct kvx_client *client = call->client;
-	struct kvx_import *imp = kvx_idmap_find(client->imports, call->posted);
-
-	kvx_assert_on_loop();
-	call_destroy(call);
-	if (status < 0 && imp != NULL)
-		kvx_import_fail(imp, status, text);
-}
-
-static KVX_ON_LOOP int post_remote(struct kvx_import *imp, const ProtobufCBinaryData *data,
-				   struct kvx_why *why)
-{
-	struct kvx_client *client = imp->client;
-	struct kvx_peer_message message = {data->data, (uint32_t)data->len, 0};
-	struct kvx_client_call *call;
-	int err;
-
-	if (imp->post_stream == 0)
-		imp->post_stream = ++client->control->n_post_streams;
-	message.stream = imp->post_stream;
-	if (client->n_posts >= KVX_CLIENT_POSTS_MAX)
-		return kvx_why(why, -EDQUOT, "%u posted messages are unconfirmed, the limit",
-			       KVX_CLIENT_POSTS_MAX);
-	call = calloc(1, sizeof(*call));
-	if (call == NULL)
-		return -ENOMEM;
-	call->client = client;
-	call->posted = imp->id;
-	DL_APPEND(client->calls, call);
-	client->n_posts++;
-	err = kvx_peers_message(client->control->conf.peers, imp->target, &message, CALL_TIMEOUT_NS,
-				post_on_reply, call, &call->peer_call);
-	if (err < 0)
-		call_destroy(call);
-	return message_why(err, why);
-}
 
 void kvx_handle_message_post(struct kvx_client *client, struct kvx_msg *msg)
 {
@@ -227,10 +205,13 @@ void kvx_handle_message_post(struct kvx_client *client, struct kvx_msg *msg)
 		return;
 	err = req->data.len > 0 ? kvx_decode_payload(&req->data, &why)
 				: kvx_why(&why, -EINVAL, "a message of 0 bytes");
-	if (err == 0 && imp->target->peer != NULL)
-		err = post_remote(imp, &req->data, &why);
-	else if (err == 0)
-		err = message_local(client->control, imp->target, &req->data, &why);
+	if (err == 0 && imp->target->peer == NULL && imp->posts.first == NULL) {
+		err = kvx_message_local(client->control, imp->target, &req->data, &why);
+		if (err == -EDQUOT)
+			err = kvx_posts_add(imp, &req->data, NULL, &why);
+	} else if (err == 0) {
+		err = kvx_posts_add(imp, &req->data, NULL, &why);
+	}
 	if (err < 0)
 		kvx_import_fail(imp, err, why.text);
 }

@@ -104,11 +104,44 @@ static void listener_use_spare(struct kvx_listener *listener, int listen_fd)
 		if (fd >= 0) {
 			connection_refuse(fd, -EDQUOT,
 					  "the daemon has no file descriptors left (LimitNOFILE)");
-			kvx_closer_give_conn(listener->control->closer, fd);
+			kvx_closer_give_conn(listener->control->closer, NULL, fd);
 		}
 		listener->spare_fd = -1; /* there will be one when that is closed */
 	}
 	listener_pause(listener);
+}
+
+static void socket_credentials(int fd, struct kvx_client_origin *origin)
+{
+	struct ucred cred = {.pid = 0, .uid = (uid_t)-1, .gid = (gid_t)-1};
+	socklen_t len = sizeof(cred);
+
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) < 0)
+		kvx_warn("control: no credentials of a new client: %s", strerror(errno));
+	origin->uid = cred.uid;
+	origin->pid = cred.pid;
+}
+
+/* Why there is no room for one more client of this origin; false: there is. */
+static KVX_ON_LOOP bool control_is_full(const struct kvx_control *control,
+					const struct kvx_client_origin *origin, char *text,
+					size_t text_bytes)
+{
+	const struct kvx_closer_user user = {.tenant = origin->tenant, .uid = origin->uid};
+	unsigned n = kvx_closer_user_count(control->closer, &user);
+
+	if (control->n_clients >= control->conf.config->clients + KVX_CLIENTS_OVER_LIMIT)
+		snprintf(text, text_bytes, "client limit %u reached ([limits] clients)",
+			 control->conf.config->clients);
+	else if (n >= KVX_USER_CLOSING_MAX)
+		snprintf(text, text_bytes,
+			 "%u file descriptors that clients of user %u sent wait to be closed: "
+			 "closing one takes long, so it is no memory; connect again once it is "
+			 "closed, and send those of memory only",
+			 n, (unsigned)user.uid);
+	else
+		return false;
+	return true;
 }
 
 /* false: nothing more to take now. */
@@ -116,8 +149,9 @@ static KVX_ON_LOOP bool listener_accept(struct kvx_listener *listener,
 					const struct kvx_listen_socket *sock)
 {
 	struct kvx_control *control = listener->control;
+	struct kvx_client_origin origin = {.tenant = sock->tenant};
 	int fd = accept4(sock->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-	char text[80];
+	char text[240]; /* and fits into a frame of connection_refuse() */
 	int err;
 
 	if (fd < 0) {
@@ -126,15 +160,14 @@ static KVX_ON_LOOP bool listener_accept(struct kvx_listener *listener,
 			listener_use_spare(listener, sock->fd);
 		return err == EINTR || err == ECONNABORTED;
 	}
-	if (control->n_clients >= control->conf.config->clients + KVX_CLIENTS_OVER_LIMIT) {
-		snprintf(text, sizeof(text), "client limit %u reached ([limits] clients)",
-			 control->conf.config->clients);
+	socket_credentials(fd, &origin);
+	if (control_is_full(control, &origin, text, sizeof(text))) {
 		control->stats.refused_connects++;
 		connection_refuse(fd, -EDQUOT, text);
-		kvx_closer_give_conn(control->closer, fd);
+		kvx_closer_give_conn(control->closer, NULL, fd);
 		return true;
 	}
-	err = kvx_conn_open(control, fd, sock->tenant);
+	err = kvx_conn_open(control, fd, &origin);
 	if (err < 0)
 		kvx_warn("control: a new connection could not be taken: %s", strerror(-err));
 	return true;

@@ -33,6 +33,7 @@ static KVX_ON_LOOP void client_fill(const struct kvx_query *query, const struct 
 	kvx_json_u64(row, "bytes_total", client->bytes_total);
 	kvx_json_u64(row, "queued_bytes",
 		     kvx_xfers_list_bytes(kvx_node_xfers(query->control->conf.node), client->id));
+	kvx_json_u64(row, "posted_bytes", client->posted_bytes);
 	kvx_json_u64(row, "events_pending_bytes", client->front->ops->pending_bytes(client->front));
 }
 

@@ -19,32 +19,59 @@ static void peer_count_row(void *arg, const struct kvx_peer_row *row)
 	count->up += strcmp(row->state, "up") == 0 ? 1 : 0;
 }
 
-static bool transport_is_for_peers(const struct kvx_node *node, const struct kvx_transport_ops *ops)
+static bool rail_is_usable(const struct kvx_node_rail *rail)
 {
-	const struct kvx_transport_ops *const *usable = kvx_node_peer_transports(node);
-
-	while (*usable != NULL && *usable != ops)
-		usable++;
-	return *usable != NULL;
+	return rail->worker != NULL && !rail->lost;
 }
 
-/* Why no lane can be made by it: what the first of its rails lacks, or why it has none. */
+/* One of its devices works, or it needs none and is there. */
+static bool transport_is_used(struct kvx_node *node, const struct kvx_transport_ops *ops)
+{
+	const struct kvx_worker *worker;
+	bool has_rails = false;
+	const char *name;
+	unsigned n_rails;
+	const struct kvx_node_rail *rails = kvx_node_rails(node, &n_rails);
+
+	for (unsigned i = 0; i < n_rails; i++) {
+		if (rails[i].ops == ops && rail_is_usable(&rails[i]))
+			return true;
+		has_rails |= rails[i].ops == ops;
+	}
+	for (unsigned i = 0; !has_rails && (worker = kvx_node_worker(node, i, &name)) != NULL; i++)
+		if (kvx_worker_ops(worker) == ops)
+			return true;
+	return false;
+}
+
+/* Is it switched on? false: by the keys that out names. */
+static bool transport_is_on(const struct kvx_config *config, const struct kvx_transport_ops *ops,
+			    char *out, size_t size)
+{
+	char names[KVX_CONFIG_TRANSPORTS][KVX_CONFIG_TRANSPORT_BYTES];
+	unsigned n = kvx_config_transports(config, names), i = 0;
+
+	if (!(ops->caps & KVX_CAP_CROSS_NODE)) {
+		snprintf(out, size, "disabled ([%s] enable)", ops->name);
+		return strcmp(ops->name, "gpu") != 0 || config->gpu_enable;
+	}
+	while (i < n && strcmp(names[i], ops->name) != 0)
+		i++;
+	snprintf(out, size, "disabled ([peer] enable, transports; [%s] enable)", ops->name);
+	return config->peer_enable && i < n;
+}
+
+/* Why it cannot be used: what the first of its rails lacks, or why it has none. */
 static void transport_reason(const struct kvx_control *control, const struct kvx_transport_ops *ops,
 			     char *out, size_t size)
 {
-	char names[KVX_CONFIG_TRANSPORTS][KVX_CONFIG_TRANSPORT_BYTES];
-	unsigned n = kvx_config_transports(control->conf.config, names);
-	unsigned n_rails, i = 0;
+	unsigned n_rails;
 	const struct kvx_node_rail *rails = kvx_node_rails(control->conf.node, &n_rails);
 
-	while (i < n && strcmp(names[i], ops->name) != 0)
-		i++;
-	if (!control->conf.config->peer_enable || i == n) {
-		snprintf(out, size, "disabled ([peer] enable, transports; [%s] enable)", ops->name);
+	if (!transport_is_on(control->conf.config, ops, out, size))
 		return;
-	}
 	snprintf(out, size, "%s", kvx_node_peer_error(control->conf.node));
-	for (i = 0; i < n_rails; i++) {
+	for (unsigned i = 0; i < n_rails; i++) {
 		if (rails[i].ops != ops)
 			continue;
 		snprintf(out, size, "%s%s%s", rails[i].rail.name,
@@ -54,25 +81,30 @@ static void transport_reason(const struct kvx_control *control, const struct kvx
 	}
 }
 
-/* Usable, but all its rails wait: for what the first one does. */
-static void transport_waits(const struct kvx_control *control, const struct kvx_transport_ops *ops,
+/* What it lacks though it is usable: a device that is lost; or all that it has wait, for what the
+ * first one does. */
+static void transport_lacks(const struct kvx_control *control, const struct kvx_transport_ops *ops,
 			    char *out, size_t size)
 {
+	const struct kvx_node_rail *lost = NULL, *waits = NULL;
+	bool ready = false;
 	unsigned n_rails;
 	const struct kvx_node_rail *rails = kvx_node_rails(control->conf.node, &n_rails);
 
 	for (unsigned i = 0; i < n_rails; i++) {
-		const char *waits = kvx_node_rail_waits(&rails[i]);
-
-		if (rails[i].ops != ops || rails[i].worker == NULL || rails[i].lost)
+		if (rails[i].ops != ops || rails[i].worker == NULL)
 			continue;
-		if (waits == NULL) {
-			out[0] = '\0';
-			return;
-		}
-		if (out[0] == '\0')
-			snprintf(out, size, "%s waits: %s", rails[i].rail.name, waits);
+		if (rails[i].lost)
+			lost = lost != NULL ? lost : &rails[i];
+		else if (kvx_node_rail_waits(&rails[i]) != NULL)
+			waits = waits != NULL ? waits : &rails[i];
+		else
+			ready = true;
 	}
+	if (lost != NULL)
+		snprintf(out, size, "%s: the device is lost", lost->rail.name);
+	else if (!ready && waits != NULL)
+		snprintf(out, size, "%s waits: %s", waits->rail.name, kvx_node_rail_waits(waits));
 }
 
 /* What the registry has and whether it works here. */
@@ -83,8 +115,7 @@ static void transports_fill(const struct kvx_control *control, struct json_objec
 	uint64_t omitted = 0;
 
 	for (ops = kvx_transport_registry(); *ops != NULL; ops++) {
-		bool usable = ((*ops)->caps & KVX_CAP_SAME_NODE) != 0 ||
-			      transport_is_for_peers(control->conf.node, *ops);
+		bool usable = transport_is_used(control->conf.node, *ops);
 		struct json_object *row = kvx_json_row(list, &omitted);
 		char reason[KVX_WHY_BYTES + KVX_RAIL_NAME_BYTES + 8] = "";
 
@@ -93,7 +124,7 @@ static void transports_fill(const struct kvx_control *control, struct json_objec
 		if (!usable)
 			transport_reason(control, *ops, reason, sizeof(reason));
 		else
-			transport_waits(control, *ops, reason, sizeof(reason));
+			transport_lacks(control, *ops, reason, sizeof(reason));
 		kvx_json_text(row, "name", (*ops)->name);
 		kvx_json_bool(row, "usable", usable);
 		kvx_json_text(row, "reason", reason);
@@ -139,6 +170,7 @@ static void limits_fill(const struct kvx_config *config, struct json_object *out
 	kvx_json_u64(limits, "transfers", config->transfers);
 	kvx_json_u64(limits, "transfers_per_client", config->transfers_per_client);
 	kvx_json_u64(limits, "queued_bytes_per_client", config->queued_bytes_per_client);
+	kvx_json_u64(limits, "posted_bytes_per_client", config->posted_bytes_per_client);
 	kvx_json_u64(limits, "waits_per_client", config->waits_per_client);
 	kvx_json_u64(limits, "ops", config->ops);
 	kvx_json_u64(limits, "blocks", config->blocks);

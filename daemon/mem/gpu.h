@@ -11,6 +11,10 @@
 #define KVX_GPU_WITNESS_BYTES 16
 #define KVX_GPU_MAX_WITNESSES 16
 
+/* From so much host memory on locking its pages takes so long that what is short must not wait
+ * behind it. */
+#define KVX_PIN_LONG_BYTES (64ull << 20)
+
 /* An allocation of the client's, exported whole. */
 struct kvx_gpu_base {
 	uint8_t ipc[KVX_GPU_IPC_BYTES];

@@ -116,7 +116,11 @@ enum kvx_transport_caps {
 	/* CROSS_NODE: reaches memory of every kind that the node may register, by way of host
 	 * memory where it must. */
 	KVX_CAP_ANY_MEMORY = 1u << 6,
-	KVX_CAP_DMABUF = 1u << 7, /* mem_reg takes GPU memory by the dma-bufs of its allocations */
+	/* mem_reg takes GPU memory by the dma-bufs of its allocations. It and mem_dereg go into the
+	 * GPU's driver then, which may hang: with BLOCKING_CONTROL they are called on threads of
+	 * each GPU's own, at the same time as on those for other memory. mem_reg may use mem until
+	 * it returns, whatever becomes of the region. */
+	KVX_CAP_DMABUF = 1u << 7,
 };
 /* What a domain counts, for people. Written on the worker's threads, read by the loop. */
 struct kvx_dom_counters {
@@ -195,6 +199,9 @@ struct kvx_gpu_conf {
 	uint32_t fence_timeout_ms; /* how long copies may go on before the device is reset */
 	uint64_t bounce_bytes;     /* page-locked message buffers of all eps of a domain */
 	uint32_t bounce_slots;     /* messages under way through them, per ep and direction */
+	/* What kvx_gpu_try() has found out before the runtime is loaded into this process: */
+	int tried;         /* enum kvx_gpu_kind that works; 0: none was tried */
+	char refused[256]; /* why none is loaded; "": one may be */
 };
 
 struct kvx_dom_conf {

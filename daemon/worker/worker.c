@@ -81,6 +81,11 @@ static int worker_start_thread(struct kvx_worker *worker, struct kvx_why *why)
 	if (err < 0)
 		return kvx_why(why, err, "worker %s: cannot start its thread: %s",
 			       worker->conf.name, strerror(-err));
+	return 0;
+}
+
+static int worker_await_thread(struct kvx_worker *worker, struct kvx_why *why)
+{
 	while (sem_wait(&worker->started) < 0)
 		kvx_assert(errno == EINTR);
 	if (worker->open_err < 0) {
@@ -91,8 +96,8 @@ static int worker_start_thread(struct kvx_worker *worker, struct kvx_why *why)
 	return 0;
 }
 
-int kvx_worker_open(const struct kvx_worker_conf *conf, struct kvx_worker **out_worker,
-		    struct kvx_why *why)
+int kvx_worker_begin(const struct kvx_worker_conf *conf, struct kvx_worker **out_worker,
+		     struct kvx_why *why)
 {
 	struct kvx_worker *worker;
 	kvx_assert(conf->ops != NULL && conf->ring_depth > 0 && conf->name != NULL);
@@ -109,6 +114,28 @@ int kvx_worker_open(const struct kvx_worker_conf *conf, struct kvx_worker **out_
 	}
 	*out_worker = worker;
 	return 0;
+}
+
+int kvx_worker_finish(struct kvx_worker *worker, void *note_arg, struct kvx_why *why)
+{
+	KVX_CHECK_MAGIC(worker, WORKER_MAGIC);
+	worker->conf.note_arg = note_arg;
+	int err = worker->conf.threaded ? worker_await_thread(worker, why) : 0;
+	if (err < 0)
+		worker_free(worker);
+	return err;
+}
+
+int kvx_worker_open(const struct kvx_worker_conf *conf, struct kvx_worker **out_worker,
+		    struct kvx_why *why)
+{
+	struct kvx_worker *worker;
+	int err = kvx_worker_begin(conf, &worker, why);
+	if (err == 0)
+		err = kvx_worker_finish(worker, conf->note_arg, why);
+	if (err == 0)
+		*out_worker = worker;
+	return err;
 }
 
 void kvx_worker_close(struct kvx_worker *worker)

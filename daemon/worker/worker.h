@@ -9,8 +9,9 @@
  * Where the transport's control calls may block (KVX_CAP_BLOCKING_CONTROL) they run on helper
  * threads of the worker, one for registering memory, one for taking that back, one for setting
  * endpoints up, one for fencing them, so that neither data nor a fence ever waits for a
- * registration or an address resolution. The order of commands for one ep holds all the same;
- * commands for different things may overtake each other.
+ * registration or an address resolution. Memory that a command says is a GPU's is registered and
+ * taken back on threads of that GPU's own: its driver may hang in them. The order of commands for
+ * one ep holds all the same; commands for different things may overtake each other.
  */
 #ifndef KVX_WORKER_H
 #define KVX_WORKER_H
@@ -33,9 +34,9 @@ enum kvx_work_kind {
 	KVX_CMD_FENCE,       /* fence only: the ep stays, its batches and CONNECT come back with
 				-ECANCELED, as does every later one */
 	KVX_CMD_LEASE,       /* ep, lease_ns; 0: stops all inbound access */
-	KVX_CMD_MEM_REG,     /* tenant, mem, rights -> mr, mkey, mkey_len: the key is for the
+	KVX_CMD_MEM_REG,     /* tenant, mem, rights, gpu -> mr, mkey, mkey_len: the key is for the
 				caller to free() */
-	KVX_CMD_MEM_DEREG,   /* mr */
+	KVX_CMD_MEM_DEREG,   /* mr, gpu */
 	KVX_CMD_RKEY_UNPACK, /* ep, mkey, mkey_len -> rkey; the key stays the caller's, who keeps it
 				until the command is done */
 	KVX_CMD_RKEY_FREE,   /* rkey */
@@ -74,6 +75,8 @@ struct kvx_cmd {
 	const struct kvx_mem *mem;
 	uint32_t tenant;
 	uint32_t rights;
+	uint32_t gpu; /* MEM_REG, MEM_DEREG: 1..KVX_GPU_MAX: it is memory of that GPU, whose driver
+			 the call goes into; 0: none */
 	uint64_t lease_ns;
 	size_t len;                            /* of bytes[] in use */
 	uint8_t bytes[KVX_TRANSPORT_ADDR_MAX]; /* address */
@@ -123,6 +126,12 @@ int kvx_worker_open(const struct kvx_worker_conf *conf, struct kvx_worker **out_
 		    struct kvx_why *why) KVX_ON_LOOP;
 /* Stops the thread and closes the domain. Everything submitted must have come back. */
 void kvx_worker_close(struct kvx_worker *worker) KVX_ON_LOOP;
+/* Opening in two halves, for several at once: begin starts the thread, finish waits until it has
+ * opened the domain. Each that has begun must be finished; one that fails then is gone. note_arg
+ * takes the place of the one in conf. A worker without a thread has its domain after begin. */
+int kvx_worker_begin(const struct kvx_worker_conf *conf, struct kvx_worker **out_worker,
+		     struct kvx_why *why) KVX_ON_LOOP;
+int kvx_worker_finish(struct kvx_worker *worker, void *note_arg, struct kvx_why *why) KVX_ON_LOOP;
 
 /* Neither blocks. 0, or -EAGAIN when ring_depth commands are in flight. Wakes the worker if it
  * sleeps. */

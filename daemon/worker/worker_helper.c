@@ -1,9 +1,11 @@
 /* Helpers: threads of a worker for calls of the transport that block (KVX_CAP_BLOCKING_CONTROL),
  * one for registering memory, one for taking that back, one for setting endpoints up, one for
- * fencing them. The worker thread hands a
- * command over and goes on with data; the helper runs the call and nothing else; what follows the
- * call runs on the worker thread again. Rings in both directions, so that the worker never waits
- * for a helper. A helper without work sleeps in its semaphore. */
+ * fencing them. Memory of a GPU (cmd->gpu), whose driver may hang in such a call, has the first two
+ * for itself, for each GPU, made when they are first needed: it holds up neither host memory nor
+ * other GPUs. The worker thread hands a command over and goes on with data; the helper runs the
+ * call and nothing else; what follows the call runs on the worker thread again. Rings in both
+ * directions, so that the worker never waits for a helper. A helper without work sleeps in its
+ * semaphore. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,8 +15,13 @@
 #include "base/thread.h"
 #include "worker/worker_priv.h"
 
+/* The four that are always there, and up to two for each GPU behind them. */
+#define MAX_HELPERS (WORKER_HELPERS + 2 * KVX_GPU_MAX)
+
 struct worker_helper {
 	struct kvx_worker *worker;
+	enum worker_helper_kind kind;
+	unsigned gpu;              /* 0: all memory that is no GPU's */
 	struct kvx_ring *todo;     /* worker -> helper */
 	struct kvx_ring *returned; /* helper -> worker */
 	sem_t filled;              /* how many are in todo; one more than there are: the end */
@@ -41,25 +48,53 @@ static void *helper_main(void *arg)
 		cmd->call.run(worker, cmd);
 		bool pushed = kvx_ring_push(helper->returned, cmd);
 		kvx_assert(pushed); /* has room for everything in flight */
+		atomic_store_explicit(&worker->calls_returned, true, memory_order_release);
 		kvx_worker_wake(worker);
 	}
 	return NULL;
 }
 
-static int helper_start(struct kvx_worker *worker, enum worker_helper_kind kind)
+static void helper_stop(struct worker_helper *helper)
 {
-	struct worker_helper *helper = &worker->helpers[kind];
+	if (helper->has_thread) {
+		sem_post(&helper->filled);
+		pthread_join(helper->thread, NULL);
+		kvx_assert(kvx_ring_empty(helper->returned));
+	}
+	kvx_ring_destroy(helper->returned);
+	kvx_ring_destroy(helper->todo);
+	sem_destroy(&helper->filled);
+}
+
+static void helper_name(const struct worker_helper *helper, char name[16])
+{
+	const char *of = helper->worker->conf.name, *kind = helper_names[helper->kind];
+	if (helper->gpu == 0)
+		snprintf(name, 16, "%.9s-%s", of, kind);
+	else
+		snprintf(name, 16, "%.8s-%.3s-%u", of, kind, (helper->gpu - 1) % KVX_GPU_MAX);
+}
+
+/* Appends one. */
+static int helper_start(struct kvx_worker *worker, enum worker_helper_kind kind, unsigned gpu)
+{
+	struct worker_helper *helper = &worker->helpers[worker->n_helpers];
 	char name[16];
-	helper->worker = worker;
+	kvx_assert(worker->n_helpers < MAX_HELPERS);
+	*helper = (struct worker_helper){.worker = worker, .kind = kind, .gpu = gpu};
 	sem_init(&helper->filled, 0, 0);
 	int err = kvx_ring_create(worker->conf.ring_depth, &helper->todo);
 	if (err == 0)
 		err = kvx_ring_create(worker->conf.ring_depth, &helper->returned);
-	if (err < 0)
-		return err;
-	snprintf(name, sizeof(name), "%.9s-%s", worker->conf.name, helper_names[kind]);
-	err = kvx_thread_start(&helper->thread, name, helper_main, helper);
+	if (err == 0) {
+		helper_name(helper, name);
+		err = kvx_thread_start(&helper->thread, name, helper_main, helper);
+	}
 	helper->has_thread = err == 0;
+	if (err < 0)
+		helper_stop(helper);
+	else
+		worker->n_helpers++;
 	return err;
 }
 
@@ -68,11 +103,11 @@ int kvx_worker_helpers_start(struct kvx_worker *worker, struct kvx_why *why)
 	if (!(worker->ops->caps & KVX_CAP_BLOCKING_CONTROL))
 		return 0;
 	int err = -ENOMEM;
-	worker->helpers = calloc(WORKER_HELPERS, sizeof(worker->helpers[0]));
+	worker->helpers = calloc(MAX_HELPERS, sizeof(worker->helpers[0]));
 	if (worker->helpers == NULL)
 		goto err_say;
 	for (enum worker_helper_kind kind = 0; kind < WORKER_HELPERS; kind++) {
-		err = helper_start(worker, kind);
+		err = helper_start(worker, kind, 0);
 		if (err < 0)
 			goto err_stop;
 	}
@@ -89,21 +124,27 @@ void kvx_worker_helpers_stop(struct kvx_worker *worker)
 {
 	if (worker->helpers == NULL)
 		return;
-	for (enum worker_helper_kind kind = 0; kind < WORKER_HELPERS; kind++) {
-		struct worker_helper *helper = &worker->helpers[kind];
-		if (helper->worker == NULL)
-			continue; /* start never came to it */
-		if (helper->has_thread) {
-			sem_post(&helper->filled);
-			pthread_join(helper->thread, NULL);
-			kvx_assert(kvx_ring_empty(helper->returned));
-		}
-		kvx_ring_destroy(helper->returned);
-		kvx_ring_destroy(helper->todo);
-		sem_destroy(&helper->filled);
-	}
+	for (unsigned i = 0; i < worker->n_helpers; i++)
+		helper_stop(&worker->helpers[i]);
+	worker->n_helpers = 0;
 	free(worker->helpers);
 	worker->helpers = NULL;
+}
+
+/* Of a GPU's memory: its own, made now if need be. Where there is no thread to be had for it, the
+ * one of all other memory is better than none: what has been registered must be taken back. */
+static struct worker_helper *helper_of(struct kvx_worker *worker, enum worker_helper_kind kind,
+				       unsigned gpu)
+{
+	if (gpu == 0 || (kind != WORKER_HELPER_REG && kind != WORKER_HELPER_DEREG))
+		return &worker->helpers[kind];
+	kvx_assert(gpu <= KVX_GPU_MAX);
+	for (unsigned i = WORKER_HELPERS; i < worker->n_helpers; i++)
+		if (worker->helpers[i].gpu == gpu && worker->helpers[i].kind == kind)
+			return &worker->helpers[i];
+	if (helper_start(worker, kind, gpu) < 0)
+		return &worker->helpers[kind];
+	return &worker->helpers[worker->n_helpers - 1];
 }
 
 void kvx_worker_call(struct kvx_worker *worker, struct kvx_cmd *cmd, enum worker_helper_kind kind,
@@ -116,7 +157,7 @@ void kvx_worker_call(struct kvx_worker *worker, struct kvx_cmd *cmd, enum worker
 		back(worker, cmd);
 		return;
 	}
-	struct worker_helper *helper = &worker->helpers[kind];
+	struct worker_helper *helper = helper_of(worker, kind, cmd->gpu);
 	bool pushed = kvx_ring_push(helper->todo, cmd);
 	kvx_assert(pushed); /* has room for everything in flight */
 	sem_post(&helper->filled);
@@ -125,11 +166,13 @@ void kvx_worker_call(struct kvx_worker *worker, struct kvx_cmd *cmd, enum worker
 unsigned kvx_worker_calls_finish(struct kvx_worker *worker)
 {
 	unsigned n = 0;
-	if (worker->helpers == NULL)
+	/* Before the first pop: what comes after this is announced again. */
+	if (!kvx_worker_calls_returned(worker) ||
+	    !atomic_exchange_explicit(&worker->calls_returned, false, memory_order_acq_rel))
 		return 0;
-	for (enum worker_helper_kind kind = 0; kind < WORKER_HELPERS; kind++) {
+	for (unsigned i = 0; i < worker->n_helpers; i++) {
 		struct kvx_cmd *cmd;
-		while ((cmd = kvx_ring_pop(worker->helpers[kind].returned)) != NULL) {
+		while ((cmd = kvx_ring_pop(worker->helpers[i].returned)) != NULL) {
 			cmd->call.back(worker, cmd);
 			n++;
 		}
@@ -139,10 +182,5 @@ unsigned kvx_worker_calls_finish(struct kvx_worker *worker)
 
 bool kvx_worker_calls_returned(const struct kvx_worker *worker)
 {
-	if (worker->helpers == NULL)
-		return false;
-	for (enum worker_helper_kind kind = 0; kind < WORKER_HELPERS; kind++)
-		if (!kvx_ring_empty(worker->helpers[kind].returned))
-			return true;
-	return false;
+	return atomic_load_explicit(&worker->calls_returned, memory_order_acquire);
 }

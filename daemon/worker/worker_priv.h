@@ -99,10 +99,12 @@ struct kvx_worker {
 
 	/* Worker side. */
 	_Alignas(64) struct kvx_dom *dom;
-	struct worker_helper *helpers; /* WORKER_HELPERS of them; NULL: no call blocks */
-	struct worker_ep *eps;         /* hash */
-	struct worker_ep *ready;       /* list */
-	struct worker_ep *closing;     /* list */
+	struct worker_helper *helpers; /* n_helpers of them; NULL: no call blocks */
+	unsigned n_helpers;
+	_Atomic bool calls_returned; /* a helper has put something into its ring */
+	struct worker_ep *eps;       /* hash */
+	struct worker_ep *ready;     /* list */
+	struct worker_ep *closing;   /* list */
 	struct worker_slot *slots;
 	uint32_t free_slot;
 	unsigned n_notes_waiting; /* eps and the device with a note that found no room */
@@ -159,7 +161,8 @@ void kvx_worker_on_op_done(struct kvx_worker *worker, const struct kvx_tevent *e
  * thread. */
 int kvx_worker_helpers_start(struct kvx_worker *worker, struct kvx_why *why);
 void kvx_worker_helpers_stop(struct kvx_worker *worker); /* nothing is with them */
-/* run, on the helper, then back, here; where there are no helpers both happen before it returns. */
+/* run, on the helper (for cmd->gpu: its own), then back, here; where there are no helpers both
+ * happen before it returns. */
 void kvx_worker_call(struct kvx_worker *worker, struct kvx_cmd *cmd, enum worker_helper_kind kind,
 		     void (*run)(struct kvx_worker *worker, struct kvx_cmd *cmd),
 		     void (*back)(struct kvx_worker *worker, struct kvx_cmd *cmd));

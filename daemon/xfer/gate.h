@@ -5,9 +5,11 @@
  * Nobody is told when either happens, so somebody has to look, and a look at an event may hang with
  * its device. Watchers do that: a thread for each device whose events are waited for, and one for
  * all flags, made when they are first needed. A watcher that hangs holds up its own gates and
- * nothing else. Between two looks it sleeps some 20 us; with nothing to wait for, it sleeps. In
- * each turn clients have a bounded share of looks and opens: one with thousands of gates (or events
- * that cannot be opened) makes its own wait, not those of others.
+ * nothing else. Between two looks it sleeps some 20 us, and the longer nothing has come the longer:
+ * 1/256 of that time, up to 1 ms. With nothing to wait for, it sleeps. In each turn clients have a
+ * bounded share of looks and opens: one with thousands of gates (or events that cannot be opened)
+ * makes its own wait, not those of others. Opening and closing events waits for the device, but
+ * never the watcher for them.
  *
  * A gate that is made comes back exactly once, through kvx_gates_drain(): open, failed, or dropped.
  * The client's memory that a flag lies in counts as used (n_users) until then. Loop thread. */
@@ -40,7 +42,7 @@ struct kvx_gates_conf {
 	bool threaded;               /* false: kvx_gates_drain() looks, once */
 	void (*doorbell)(void *arg); /* any thread: "call kvx_gates_drain()" */
 	void *doorbell_arg;
-	uint64_t call_timeout_ns; /* how long opening or closing an event may take */
+	uint64_t call_timeout_ns; /* how long a call for an event may take */
 };
 int kvx_gates_create(const struct kvx_gates_conf *conf, struct kvx_gates **out_gates);
 /* No gate is waited for any more, but dropped ones may still be out. Closes all events, so that

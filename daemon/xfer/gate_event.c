@@ -1,6 +1,7 @@
 /* Events of clients that watchers keep open: those that gates wait for, and up to GATE_EVENTS_IDLE
  * of a client that none does, because engines record the same ones again and again. A watcher's
- * thread; the device's domain opens and closes them, which may block up to its deadline. */
+ * thread, which never waits for one that is being opened or closed: the device's domain does that,
+ * in its time, and a look in a later turn finds it done. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,12 +33,12 @@ struct gate_client *gate_client_get(struct gate_watcher *w, uint64_t id)
 	return client;
 }
 
-static void event_free(struct gate_watcher *w, struct gate_event *event)
+static void event_free(struct gate_watcher *w, struct gate_client *client, struct gate_event *event)
 {
 	kvx_assert(event->n_gates == 0);
-	gate_call_begin(w);
-	w->access->event_close(event->event);
-	gate_call_end(w);
+	client->n_opening -= event->event != NULL && !event->is_open;
+	if (event->event != NULL)
+		w->access->event_close(event->event);
 	free(event);
 }
 
@@ -51,7 +52,7 @@ static void idle_close(struct gate_watcher *w, struct gate_client *client, struc
 {
 	idle_remove(client, event);
 	HASH_DELETE(hh, client->events, event);
-	event_free(w, event);
+	event_free(w, client, event);
 }
 
 void gate_events_forget(struct gate_watcher *w, struct gate_client *client)
@@ -97,52 +98,6 @@ void gate_fail_event(struct kvx_gate *gate, int err)
 	}
 }
 
-/* Others' calls are in the way: that is no fault of the event. 1, 0, or negative. */
-static int event_open(struct gate_watcher *w, struct kvx_gate *gate, struct kvx_gpu_event **out)
-{
-	struct gate_client *client = gate->line->client;
-
-	if (client->n_opens >= GATE_TURN_OPENS || kvx_now_ns() < w->open_after_ns)
-		return 0;
-	client->n_opens++;
-	gate_call_begin(w);
-	int err = w->access->event_open(w->device, gate->ipc, out);
-	gate_call_end(w);
-	if (err == -EBUSY) {
-		w->open_after_ns = kvx_now_ns() + OPEN_AGAIN_NS;
-		return 0;
-	}
-	if (err < 0)
-		gate_fail_event(gate, err);
-	return err < 0 ? err : 1;
-}
-
-static int event_make(struct gate_watcher *w, struct kvx_gate *gate, struct gate_event **out_event)
-{
-	struct gate_client *client = gate->line->client;
-	struct gate_event *event = calloc(1, sizeof(*event));
-
-	if (event == NULL) {
-		gate_fail_event(gate, -ENOMEM);
-		return -ENOMEM;
-	}
-	int rc = event_open(w, gate, &event->event);
-	if (rc <= 0) {
-		free(event);
-		return rc;
-	}
-	memcpy(event->ipc, gate->ipc, sizeof(event->ipc));
-	unsigned n = HASH_COUNT(client->events);
-	HASH_ADD(hh, client->events, ipc, sizeof(event->ipc), event);
-	if (HASH_COUNT(client->events) == n) {
-		event_free(w, event);
-		gate_fail_event(gate, -ENOMEM);
-		return -ENOMEM;
-	}
-	*out_event = event;
-	return 1;
-}
-
 int gate_event_take(struct gate_watcher *w, struct kvx_gate *gate)
 {
 	struct gate_client *client = gate->line->client;
@@ -150,31 +105,91 @@ int gate_event_take(struct gate_watcher *w, struct kvx_gate *gate)
 
 	HASH_FIND(hh, client->events, gate->ipc, sizeof(gate->ipc), event);
 	if (event == NULL) {
-		int rc = event_make(w, gate, &event);
-
-		if (rc <= 0)
-			return rc;
+		event = calloc(1, sizeof(*event));
+		if (event == NULL)
+			return -ENOMEM;
+		memcpy(event->ipc, gate->ipc, sizeof(event->ipc));
+		unsigned n = HASH_COUNT(client->events);
+		HASH_ADD(hh, client->events, ipc, sizeof(event->ipc), event);
+		if (HASH_COUNT(client->events) == n) {
+			free(event);
+			return -ENOMEM;
+		}
 	} else if (event->n_gates == 0) {
 		idle_remove(client, event);
 	}
 	event->n_gates++;
 	gate->event = event;
+	return 0;
+}
+
+/* Others' calls were in the way: that is no fault of the event. */
+static int open_later(struct gate_watcher *w, int err)
+{
+	if (err != -EBUSY)
+		return err;
+	w->open_after_ns = kvx_now_ns() + OPEN_AGAIN_NS;
+	return 0;
+}
+
+static int open_begin(struct gate_watcher *w, struct gate_client *client, struct gate_event *event)
+{
+	if (client->n_opens >= GATE_TURN_OPENS || client->n_opening >= GATE_OPENING ||
+	    kvx_now_ns() < w->open_after_ns)
+		return 0;
+	client->n_opens++;
+	int err = w->access->event_open(w->device, event->ipc, &event->event);
+	if (err < 0) {
+		event->event = NULL;
+		return open_later(w, err);
+	}
+	client->n_opening++;
 	return 1;
+}
+
+/* 1: it is open; 0: not yet; negative: it cannot be opened. */
+static int event_open(struct gate_watcher *w, struct gate_client *client, struct gate_event *event)
+{
+	int rc = event->event != NULL ? 1 : open_begin(w, client, event);
+
+	if (rc <= 0)
+		return rc;
+	rc = w->access->event_ready(event->event);
+	if (rc == 0)
+		return 0;
+	client->n_opening--;
+	event->is_open = rc > 0;
+	if (rc < 0) {
+		event->event = NULL;
+		return open_later(w, rc);
+	}
+	return 1;
+}
+
+static int event_look(struct gate_watcher *w, struct gate_client *client, struct gate_event *event)
+{
+	int rc = event->is_open ? 1 : event_open(w, client, event);
+
+	if (rc <= 0)
+		return rc;
+	gate_call_begin(w);
+	rc = w->access->event_query(event->event);
+	gate_call_end(w);
+	return rc;
 }
 
 int gate_event_look(struct gate_watcher *w, struct kvx_gate *gate)
 {
+	struct gate_client *client = gate->line->client;
 	struct gate_event *event = gate->event;
 
 	if (event->bad || event->looked_turn == w->turn)
 		return event->looked;
 	event->looked_turn = w->turn;
-	gate_call_begin(w);
-	event->looked = w->access->event_query(event->event);
-	gate_call_end(w);
+	event->looked = event_look(w, client, event);
 	if (event->looked < 0) { /* who comes now gets one that is opened anew */
 		event->bad = true;
-		HASH_DELETE(hh, gate->line->client->events, event);
+		HASH_DELETE(hh, client->events, event);
 	}
 	return event->looked;
 }
@@ -187,8 +202,10 @@ void gate_event_leave(struct gate_watcher *w, struct kvx_gate *gate)
 	gate->event = NULL;
 	if (--event->n_gates > 0)
 		return;
-	if (event->bad) {
-		event_free(w, event);
+	if (event->bad || !event->is_open) {
+		if (!event->bad)
+			HASH_DELETE(hh, client->events, event);
+		event_free(w, client, event);
 		return;
 	}
 	DL_APPEND(client->idle, event);

@@ -21,8 +21,10 @@
 #define GATE_EVENTS_IDLE 256
 
 /* Of a client in one turn of a watcher, so that no client keeps the others waiting for long. */
-#define GATE_TURN_OPENS 16 /* events opened: each is a call on the device's control thread */
+#define GATE_TURN_OPENS 16 /* events that it begins to open */
 #define GATE_TURN_LOOKS 512
+/* Of a client at once, so that other calls of the device do not wait for long behind them. */
+#define GATE_OPENING 4
 
 /* What goes to a watcher and comes back. */
 struct gate_msg {
@@ -112,10 +114,11 @@ struct kvx_gates {
 /* An event of a client, open here. */
 struct gate_event {
 	uint8_t ipc[KVX_GPU_IPC_BYTES]; /* key */
-	struct kvx_gpu_event *event;
+	struct kvx_gpu_event *event;    /* NULL: it is not even being opened */
+	bool is_open;                   /* else it is being opened */
 	unsigned n_gates;               /* that name it now */
 	uint64_t looked_turn;           /* when `looked` was found */
-	int looked;                     /* as event_query() */
+	int looked;                     /* as event_query(), or why it cannot be opened */
 	bool bad;                       /* it answered an error: nobody new gets it */
 	struct gate_event *prev, *next; /* idle ones of the client, longest unused first */
 	UT_hash_handle hh;
@@ -127,17 +130,17 @@ struct gate_client {
 	unsigned n_idle;
 	struct gate_line *lines; /* in the order in which they are looked at */
 	uint64_t turn;           /* in which it was looked at */
-	unsigned n_opens;        /* in that turn */
+	unsigned n_opens;        /* begun in that turn */
+	unsigned n_opening;      /* under way */
 	struct gate_client *prev, *next;
 	UT_hash_handle hh;
 };
 
 /* gate_event.c: a watcher's thread */
 struct gate_client *gate_client_get(struct gate_watcher *w, uint64_t id); /* NULL: no memory */
-/* The event that the gate waits for is opened where it is not: 1; 0: not now; negative: the gate
- * has failed. */
+/* The gate gets its event. 0 or -ENOMEM. */
 int gate_event_take(struct gate_watcher *w, struct kvx_gate *gate);
-/* As event_query(), once a turn. */
+/* As event_query(), once a turn; one that is not open is opened by and by. */
 int gate_event_look(struct gate_watcher *w, struct kvx_gate *gate);
 void gate_event_leave(struct gate_watcher *w, struct kvx_gate *gate);
 void gate_events_forget(struct gate_watcher *w, struct gate_client *client);

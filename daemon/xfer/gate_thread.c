@@ -13,9 +13,12 @@
 #include "base/thread.h"
 #include "xfer/gate_priv.h"
 
-#define LOOK_NS      20000u /* between two looks */
-#define LOOK_SLOW_NS 50000u /* when nothing has come for SLOW_TURNS */
-#define SLOW_TURNS   1000u
+/* Between two looks: a part of the time for which nothing has come, so that what is soon there is
+ * soon seen, and what is not costs little. */
+#define LOOK_NS      20000u
+#define LOOK_SLOW_NS 1000000u
+#define LOOK_PART    256u
+#define NAP_NS       100000u /* from here on it is woken by what is sent */
 #define SLACK_NS     1000ul
 #define WAIT_STEP_NS (KVX_SEC / 2)
 #define WAIT_CALL_NS KVX_MS
@@ -37,31 +40,40 @@ void gate_call_end(struct gate_watcher *w)
 	}
 }
 
-static void watcher_nap(unsigned n_quiet)
+/* What was sent meanwhile, if it was a long one. */
+static struct kvx_queue_node *watcher_nap(struct gate_watcher *w, uint64_t quiet_ns)
 {
-	const struct timespec nap = {.tv_nsec = n_quiet < SLOW_TURNS ? LOOK_NS : LOOK_SLOW_NS};
+	uint64_t nap_ns = quiet_ns / LOOK_PART;
 
+	if (nap_ns < LOOK_NS)
+		nap_ns = LOOK_NS;
+	if (nap_ns > LOOK_SLOW_NS)
+		nap_ns = LOOK_SLOW_NS;
+	if (nap_ns >= NAP_NS)
+		return kvx_queue_pop_for(w->todo, nap_ns);
+	const struct timespec nap = {.tv_nsec = (long)nap_ns};
 	nanosleep(&nap, NULL);
+	return kvx_queue_pop(w->todo);
 }
 
 static void *watcher_main(void *arg)
 {
 	struct gate_watcher *w = arg;
-	unsigned n_quiet = 0;
+	uint64_t since_ns = kvx_now_ns(); /* nothing has come */
 
 	kvx_role_set_worker();
 	prctl(PR_SET_TIMERSLACK, SLACK_NS); /* else a nap takes three times as long */
 	while (!atomic_load(&w->stop)) {
-		struct kvx_queue_node *node =
-		    w->waiting == NULL ? kvx_queue_pop_wait(w->todo) : kvx_queue_pop(w->todo);
+		struct kvx_queue_node *node = w->waiting == NULL
+						  ? kvx_queue_pop_wait(w->todo)
+						  : watcher_nap(w, kvx_now_ns() - since_ns);
+		bool any = node != NULL;
 
-		if (node != NULL)
-			n_quiet = 0;
 		for (; node != NULL; node = kvx_queue_pop(w->todo))
 			gate_watcher_take(w, node);
-		n_quiet = gate_watcher_look(w) ? 0 : n_quiet + 1;
-		if (w->waiting != NULL)
-			watcher_nap(n_quiet);
+		any |= gate_watcher_look(w);
+		if (any)
+			since_ns = kvx_now_ns();
 	}
 	gate_watcher_end(w);
 	sem_post(&w->ended);

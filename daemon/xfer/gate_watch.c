@@ -1,7 +1,8 @@
 /* What watchers do: see gate.h. A watcher owns the lines of gates that it was sent and the events
  * that it has opened (gate_event.c); it looks at the first closed gate of each line, at each event
  * at most once a turn, and gives back what is open, has failed, or was dropped. Clients take turns,
- * each with a bounded number of looks and opens. Runs on the watcher's thread (gate_thread.c) or,
+ * each with a bounded number of looks and opens; no call but a look at an event waits for its
+ * device. Runs on the watcher's thread (gate_thread.c) or,
  * where there are no threads, inside of a drain; it knows nothing of transfers. */
 #include <errno.h>
 #include <stdlib.h>
@@ -14,15 +15,13 @@
 
 static int look_at_event(struct gate_watcher *w, struct kvx_gate *gate)
 {
-	if (gate->event == NULL) {
-		int rc = gate_event_take(w, gate);
-
-		if (rc <= 0)
-			return rc;
+	if (gate->event == NULL && gate_event_take(w, gate) < 0) {
+		gate_fail_event(gate, -ENOMEM);
+		return -ENOMEM;
 	}
 	int found = gate_event_look(w, gate);
-	if (found == -ENODEV)
-		gate_fail_event(gate, -ENODEV);
+	if (found < 0 && (found == -ENODEV || !gate->event->is_open))
+		gate_fail_event(gate, found);
 	else if (found < 0)
 		gate_fail(gate, -EIO,
 			  "the GPU runtime could not say whether the event was reached: was it "

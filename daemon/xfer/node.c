@@ -150,7 +150,9 @@ void kvx_node_close(struct kvx_node *node)
 	kvx_assert(kvx_regions_count(node->regions) == 0 && kvx_xfers_count(node->xfers) == 0);
 	node_lanes_close(node);
 	/* Events are of the domains: a thread that hangs in one of those goes on using it. */
-	atomic_store(&node->left, !kvx_gates_stop(node->gates));
+	bool left = !kvx_gates_stop(node->gates);
+	left |= !node_gpu_regs_stop(node);
+	atomic_store(&node->left, left);
 	node_doms_close(node);
 	tables_destroy(node);
 	if (!atomic_load(&node->left))

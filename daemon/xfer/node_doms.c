@@ -51,14 +51,13 @@ static void rail_note(void *arg, const struct kvx_tevent *event)
 }
 
 /* Whose notes go where, and how long its worker polls. */
-static void dom_conf(struct kvx_node *node, struct node_dom *dom, struct kvx_node_rail *rail,
+static void dom_conf(const struct kvx_node *node, const struct kvx_node_rail *rail,
 		     struct kvx_worker_conf *worker)
 {
 	const struct kvx_node_conf *conf = &node->conf;
 	bool is_gpu = rail != NULL && rail->ops == node->conf.gpu_ops;
 
 	worker->note = rail == NULL ? copy_note : is_gpu ? gpu_note : rail_note;
-	worker->note_arg = dom;
 	worker->spin_us = conf->spin_us;
 	if (is_gpu)
 		worker->spin_us = conf->gpu_spin_us;
@@ -66,16 +65,13 @@ static void dom_conf(struct kvx_node *node, struct node_dom *dom, struct kvx_nod
 		worker->spin_us = conf->device_spin_us;
 }
 
-/* Appends a domain with its worker; rail NULL: one of the copy domains. */
-static KVX_ON_LOOP int dom_open(struct kvx_node *node, const char *name,
-				const struct kvx_transport_ops *ops, struct kvx_node_rail *rail,
-				bool threaded, struct kvx_why *why)
+/* Starts the worker of a domain that dom_finish() appends; rail NULL: one of the copy domains. */
+static KVX_ON_LOOP int dom_begin(struct kvx_node *node, const char *name,
+				 const struct kvx_transport_ops *ops, struct kvx_node_rail *rail,
+				 bool threaded, struct kvx_worker **out_worker, struct kvx_why *why)
 {
 	const struct kvx_node_conf *conf = &node->conf;
-	struct node_dom *dom = &node->doms[node->n_doms];
 	char thread_name[16];
-	if (node->n_doms == KVX_MAX_DOMAINS)
-		return kvx_why(why, -ENOSPC, "more than %d transport domains", KVX_MAX_DOMAINS);
 	snprintf(thread_name, sizeof(thread_name), "kvx-%.11s", name);
 	struct kvx_worker_conf worker = {
 	    .name = thread_name,
@@ -86,21 +82,44 @@ static KVX_ON_LOOP int dom_open(struct kvx_node *node, const char *name,
 	    .doorbell = threaded ? node_doorbell : NULL,
 	    .doorbell_arg = node,
 	};
-	dom_conf(node, dom, rail, &worker);
+	dom_conf(node, rail, &worker);
 	worker.dom.rail = rail != NULL ? &rail->rail : NULL;
+	return kvx_worker_begin(&worker, out_worker, why);
+}
+
+static KVX_ON_LOOP int dom_finish(struct kvx_node *node, const char *name,
+				  struct kvx_node_rail *rail, bool threaded,
+				  struct kvx_worker *worker, struct kvx_why *why)
+{
+	struct node_dom *dom = &node->doms[node->n_doms];
+	bool full = node->n_doms == KVX_MAX_DOMAINS;
+	int rc = kvx_worker_finish(worker, full ? NULL : dom, why);
+	if (rc != 0)
+		return rc;
+	if (full) {
+		kvx_worker_close(worker);
+		return kvx_why(why, -ENOSPC, "more than %d transport domains", KVX_MAX_DOMAINS);
+	}
 	snprintf(dom->name, sizeof(dom->name), "%s", name);
 	dom->node = node;
 	dom->rail = rail;
 	dom->threaded = threaded;
-	int rc = kvx_worker_open(&worker, &dom->worker, why);
-	if (rc != 0)
-		return rc;
+	dom->worker = worker;
 	if (rail != NULL) {
-		rail->worker = dom->worker;
+		rail->worker = worker;
 		rail->dom_index = node->n_doms;
 	}
 	node->n_doms++;
 	return 0;
+}
+
+static KVX_ON_LOOP int dom_open(struct kvx_node *node, const char *name,
+				const struct kvx_transport_ops *ops, bool threaded,
+				struct kvx_why *why)
+{
+	struct kvx_worker *worker;
+	int rc = dom_begin(node, name, ops, NULL, threaded, &worker, why);
+	return rc != 0 ? rc : dom_finish(node, name, NULL, threaded, worker, why);
 }
 
 static KVX_ON_LOOP int copy_open(struct kvx_node *node, struct kvx_why *why)
@@ -111,33 +130,61 @@ static KVX_ON_LOOP int copy_open(struct kvx_node *node, struct kvx_why *why)
 	char name[16];
 	for (unsigned i = 0; i < conf->copy_workers; i++) {
 		snprintf(name, sizeof(name), "copy%u", i);
-		int rc = dom_open(node, name, ops, NULL, conf->threaded, why);
+		int rc = dom_open(node, name, ops, conf->threaded, why);
 		if (rc != 0)
 			return rc;
 	}
 	if (conf->copy_inline_max_bytes == 0)
 		return 0;
 	node->inline_dom = (int)node->n_doms;
-	return dom_open(node, "inline", ops, NULL, false, why);
+	return dom_open(node, "inline", ops, false, why);
+}
+
+static const char *rail_name(const struct kvx_node_rail *rail)
+{
+	return rail->rail.name[0] != '\0' ? rail->rail.name : rail->ops->name;
 }
 
 /* A rail that cannot be opened is as good as one that probe() said cannot be used. */
-static KVX_ON_LOOP void rail_open(struct kvx_node *node, struct kvx_node_rail *rail)
+static KVX_ON_LOOP void rail_refuse(struct kvx_node_rail *rail, int rc, const struct kvx_why *why)
 {
-	const char *name = rail->rail.name[0] != '\0' ? rail->rail.name : rail->ops->name;
-	struct kvx_why why = {.text = ""};
 	if (rail->rail.usable) {
-		int rc = dom_open(node, name, rail->ops, rail, node->conf.threaded, &why);
-		if (rc == 0)
-			return;
 		rail->rail.usable = false;
 		snprintf(rail->rail.reason, sizeof(rail->rail.reason), "%s",
-			 why.text[0] != '\0' ? why.text : strerror(-rc));
+			 why->text[0] != '\0' ? why->text : strerror(-rc));
 	}
 	/* What the configuration leaves out is as wanted. */
 	enum kvx_log_level level =
 	    strncmp(rail->rail.reason, "left out", 8) == 0 ? KVX_LOG_INFO : KVX_LOG_WARN;
-	kvx_log(level, "node: %s: %s is not used: %s", rail->ops->name, name, rail->rail.reason);
+	kvx_log(level, "node: %s: %s is not used: %s", rail->ops->name, rail_name(rail),
+		rail->rail.reason);
+}
+
+/* NULL: it is not used. */
+static KVX_ON_LOOP struct kvx_worker *rail_begin(struct kvx_node *node, struct kvx_node_rail *rail)
+{
+	struct kvx_worker *worker = NULL;
+	struct kvx_why why = {.text = ""};
+	int rc = 0;
+	if (rail->rail.usable)
+		rc = dom_begin(node, rail_name(rail), rail->ops, rail, node->conf.threaded, &worker,
+			       &why);
+	if (rc != 0 || !rail->rail.usable) {
+		rail_refuse(rail, rc, &why);
+		return NULL;
+	}
+	return worker;
+}
+
+static KVX_ON_LOOP void rail_finish(struct kvx_node *node, struct kvx_node_rail *rail,
+				    struct kvx_worker *worker)
+{
+	struct kvx_why why = {.text = ""};
+	if (worker == NULL)
+		return;
+	int rc = dom_finish(node, rail_name(rail), rail, node->conf.threaded, worker, &why);
+	if (rc != 0)
+		rail_refuse(rail, rc, &why);
 }
 
 /* A row without a name says why, for people. */
@@ -158,14 +205,18 @@ static KVX_ON_LOOP void transport_note_unusable(struct kvx_node *node,
 		 len > 0 ? "; " : "", ops->name, reason);
 }
 
-/* Returns how many rails of it can be used. */
+/* Returns how many rails of it can be used. GPUs are opened all at once: each that hangs has the
+ * same deadline, and the start waits for one of them. */
 static KVX_ON_LOOP unsigned transport_open(struct kvx_node *node,
 					   const struct kvx_transport_ops *ops)
 {
 	struct kvx_rail rails[MAX_FOUND];
+	struct kvx_worker *workers[MAX_FOUND];
 	struct kvx_why why = {.text = ""};
+	struct kvx_node_rail *first = &node->rails[node->n_rails];
 	unsigned n_open = 0;
-	unsigned most = ops == node->conf.gpu_ops ? KVX_GPU_MAX : KVX_MAX_RAILS;
+	bool at_once = ops == node->conf.gpu_ops;
+	unsigned most = at_once ? KVX_GPU_MAX : KVX_MAX_RAILS;
 	int n = ops->probe(&node->conf.dom, rails, most, &why);
 	if (n <= 0) {
 		transport_note_unusable(node, ops, why.text);
@@ -174,8 +225,14 @@ static KVX_ON_LOOP unsigned transport_open(struct kvx_node *node,
 	for (int i = 0; i < n; i++) {
 		struct kvx_node_rail *rail = &node->rails[node->n_rails++];
 		*rail = (struct kvx_node_rail){.ops = ops, .rail = rails[i]};
-		rail_open(node, rail);
-		n_open += rail->worker != NULL;
+		workers[i] = rail_begin(node, rail);
+		if (!at_once)
+			rail_finish(node, rail, workers[i]);
+	}
+	for (int i = 0; i < n; i++) {
+		if (at_once)
+			rail_finish(node, &first[i], workers[i]);
+		n_open += first[i].worker != NULL;
 	}
 	return n_open;
 }
@@ -226,8 +283,11 @@ void node_doms_close(struct kvx_node *node)
 	node_near_close(node);
 	while (node->n_doms > 0) {
 		struct kvx_worker *worker = node->doms[--node->n_doms].worker;
+		/* What hangs may use any GPU, and its own worker. */
+		bool left = atomic_load(&node->left) && (kvx_worker_ops(worker) == node->gpu_ops ||
+							 kvx_worker_in_flight(worker) > 0);
 
-		if (!atomic_load(&node->left) || kvx_worker_ops(worker) != node->gpu_ops)
+		if (!left)
 			kvx_worker_close(worker);
 	}
 }

@@ -1,6 +1,7 @@
 /* Node, inside: shared by node.c (open, close, drain), node_doms.c (domains), node_lane.c (the
  * lanes of the node to itself and their resets), node_reg.c (regions in), retire.c (regions out),
- * node_target.c (targets of own regions) and node_gpu.c (what is special about GPU memory). */
+ * node_target.c (targets of own regions), node_gpu.c (what is special about GPU memory) and
+ * node_gpu_reg.c (GPU memory in RDMA devices, whose registration may hang). */
 #ifndef KVX_NODE_PRIV_H
 #define KVX_NODE_PRIV_H
 
@@ -13,6 +14,15 @@
 #define NODE_MAX_COPY_WORKERS 8
 #define NODE_MAX_LANES        (1 + KVX_GPU_MAX) /* the copy lane, and one for each GPU */
 
+/* Registrations of one GPU's memory in one domain (node_gpu_reg.c): one at a time. */
+struct node_gpu_line {
+	struct node_dom *dom;
+	struct node_region_dom *now;            /* the worker has it; NULL: none */
+	struct node_region_dom *waiting, *last; /* list */
+	struct kvx_timer timer;                 /* when `now` is given up */
+	bool late;                              /* it was, and has not returned */
+};
+
 /* One transport domain; its index is the dom_index. */
 struct node_dom {
 	struct kvx_node *node;
@@ -21,6 +31,7 @@ struct node_dom {
 	struct node_lane *lane;     /* a GPU's domain: its own; else NULL */
 	char name[KVX_RAIL_NAME_BYTES];
 	bool threaded;
+	struct node_gpu_line lines[KVX_GPU_MAX]; /* by the lane of the GPU */
 };
 
 /* A lane of the node to itself: UP, or in one of the steps of a reset. The order is what makes it
@@ -100,13 +111,15 @@ struct node_region_dom {
 	struct kvx_cmd cmd;
 	struct node_region *nr;
 	unsigned dom;
+	struct node_region_dom *next; /* of a line */
 };
 
 /* What the node knows of a region: region->retire. From kvx_node_region_open() until it failed or
- * the region was removed. */
+ * the region was removed, and nothing that is late uses its memory any more. */
 struct node_region {
 	struct kvx_node *node;
-	struct kvx_region *region;
+	struct kvx_region *region; /* NULL: it is gone, and its memory is left here */
+	struct kvx_mem mem;        /* GPU memory: as the calls of other domains know it */
 	struct kvx_sm sm;
 	struct kvx_job job;
 	kvx_region_cb open_cb; /* NULL once it ran */
@@ -116,6 +129,8 @@ struct node_region {
 	int status; /* of a failed open; else of the close */
 	struct kvx_why why;
 	unsigned n_pending; /* commands */
+	unsigned n_late;    /* registrations that were given up and have not returned */
+	bool leaving;       /* node_region_leave() */
 	bool cancelled;
 	bool withdrawing, withdrawn; /* peers have been told; have stopped using it */
 	bool stepping;
@@ -141,6 +156,7 @@ struct kvx_node {
 	struct kvx_xfers *xfers;
 	struct kvx_regions *regions;
 	struct kvx_jobs *jobs;
+	unsigned n_left; /* regions that are gone but for memory that something late may use */
 	bool draining;
 	_Atomic bool
 	    left; /* closed, but for what a thread that hangs still uses: it rings no more */
@@ -198,6 +214,23 @@ void node_region_withdraw(struct node_region *nr, int status, const char *text) 
 bool node_region_deregister(struct node_region *nr) KVX_ON_LOOP;
 void node_region_unmap(struct node_region *nr) KVX_ON_LOOP;
 void node_region_fail_open(struct node_region *nr) KVX_ON_LOOP;
+/* MEM_REG of one domain is over, d->cmd says how; or it was not begun, or given up. */
+void node_region_registered(struct node_region_dom *d, int status) KVX_ON_LOOP;
+
+/* node_gpu_reg.c */
+/* Is it registered there in a call that goes into the GPU's driver? */
+bool node_gpu_reg_may_hang(const struct node_region_dom *d);
+/* Whose threads of a worker make its calls: struct kvx_cmd's gpu. */
+uint32_t node_gpu_reg_helper(const struct node_region_dom *d);
+/* The number of its GPU, for commands. */
+uint32_t node_gpu_reg_number(const struct node_region_dom *d);
+/* MEM_REG has been made ready: when it is its turn. Ends in node_region_registered(). */
+void node_gpu_reg_submit(struct node_region_dom *d) KVX_ON_LOOP;
+/* All is undone but what is late: the region goes, and its memory is kept until that is over. */
+void node_region_leave(struct node_region *nr) KVX_ON_LOOP;
+/* The node closes, and has no regions any more: waits a little for those whose memory was left.
+ * false: some stay, with commands in flight. */
+bool node_gpu_regs_stop(struct kvx_node *node) KVX_ON_LOOP;
 
 /* node_target.c */
 void node_target_step(struct node_target *nt) KVX_ON_LOOP;

@@ -47,6 +47,7 @@ static void nr_command(struct node_region_dom *d, enum kvx_work_kind kind, kvx_c
 	memset(&d->cmd, 0, sizeof(d->cmd));
 	d->cmd.work.kind = kind;
 	d->cmd.done = done;
+	d->cmd.gpu = node_gpu_reg_helper(d);
 	d->nr->n_pending++;
 }
 
@@ -92,11 +93,11 @@ static void region_settle_done(struct kvx_job *job)
 	region_end_open(nr_of_job(job));
 }
 
-/* What registered its dma-bufs holds the memory by itself; what is to be undone closes them at the
- * end. */
+/* What registered its dma-bufs holds the memory by itself; what is to be undone, or what a call may
+ * still be at, closes them at the end. */
 static KVX_ON_LOOP void region_on_registered(struct node_region *nr)
 {
-	if (nr->status != 0 || nr->region->mem.gpu == NULL) {
+	if (nr->status != 0 || nr->region->mem.gpu == NULL || nr->n_late > 0) {
 		region_end_open(nr);
 		return;
 	}
@@ -120,8 +121,9 @@ static bool reg_is_optional(const struct node_region_dom *d, int status)
 	return rail != NULL && (rail->lost || status == -EOPNOTSUPP || status == -ENODEV);
 }
 
-static void reg_say_why(const struct node_region_dom *d, const struct kvx_cmd *cmd)
+static void reg_say_why(const struct node_region_dom *d)
 {
+	const struct kvx_cmd *cmd = &d->cmd;
 	struct node_region *nr = d->nr;
 	const struct kvx_gpu_mem *gpu = nr->region->mem.gpu;
 	if (gpu != NULL && gpu->why.text[0] != '\0')
@@ -138,7 +140,7 @@ static KVX_ON_LOOP void region_register(struct node_region *nr, unsigned dom)
 {
 	struct node_region_dom *d = &nr->doms[dom];
 	nr_command(d, KVX_CMD_MEM_REG, region_on_mem_reg);
-	d->cmd.mem = &nr->region->mem;
+	d->cmd.mem = (int)dom == nr->home || nr->mem.gpu == NULL ? &nr->region->mem : &nr->mem;
 	d->cmd.tenant = nr->region->tenant;
 	d->cmd.rights = nr->region->access;
 }
@@ -162,29 +164,33 @@ static KVX_ON_LOOP void region_register_others(struct node_region *nr)
 	kvx_sm_move(&nr->sm, NODE_REGION_REGISTERING);
 	if (nr->home >= 0 && nr->region->mem.gpu == NULL && nr->region->reg[nr->home] != NULL)
 		nr->region->mem.pinned = nr->doms[nr->home].reg.mr;
+	nr->mem = nr->region->mem;
 	for (unsigned i = 0; i < nr->n_doms; i++)
 		if (reg_is_wanted(nr, i))
 			region_register(nr, i);
 	kvx_assert(nr->n_pending > 0); /* copy workers are always there */
-	for (unsigned i = 0; i < nr->n_doms; i++)
-		if (reg_is_wanted(nr, i))
+	for (unsigned i = 0; i < nr->n_doms; i++) {
+		if (!reg_is_wanted(nr, i))
+			continue;
+		if (node_gpu_reg_may_hang(&nr->doms[i]))
+			node_gpu_reg_submit(&nr->doms[i]);
+		else
 			kvx_node_submit(node, node->doms[i].worker, &nr->doms[i].cmd);
+	}
 }
 
-static void region_on_mem_reg(struct kvx_cmd *cmd)
+void node_region_registered(struct node_region_dom *d, int status)
 {
-	kvx_assert_on_loop();
-	struct node_region_dom *d = dom_of_cmd(cmd);
 	struct node_region *nr = d->nr;
-	if (cmd->status == 0) {
-		d->reg = (struct kvx_reg){cmd->mr, cmd->mkey, cmd->mkey_len};
+	if (status == 0) {
+		d->reg = (struct kvx_reg){d->cmd.mr, d->cmd.mkey, d->cmd.mkey_len};
 		nr->region->reg[d->dom] = &d->reg;
-	} else if (reg_is_optional(d, cmd->status)) {
+	} else if (reg_is_optional(d, status)) {
 		kvx_debug("node: region %" PRIu64 " is not registered for %s", nr->region->id,
 			  nr->node->doms[d->dom].name);
 	} else if (nr->status == 0) {
-		nr->status = cmd->status;
-		reg_say_why(d, cmd);
+		nr->status = status;
+		reg_say_why(d);
 	}
 	if (--nr->n_pending > 0)
 		return;
@@ -192,6 +198,12 @@ static void region_on_mem_reg(struct kvx_cmd *cmd)
 		region_register_others(nr);
 	else
 		region_on_registered(nr);
+}
+
+static void region_on_mem_reg(struct kvx_cmd *cmd)
+{
+	kvx_assert_on_loop();
+	node_region_registered(dom_of_cmd(cmd), cmd->status);
 }
 
 static void region_map_run(struct kvx_job *job)
@@ -250,18 +262,19 @@ static KVX_ON_LOOP void region_deregister(struct node_region_dom *d)
 	d->cmd.mr = d->reg.mr;
 	free(d->reg.mkey);
 	d->reg = (struct kvx_reg){NULL, NULL, 0};
-	nr->region->reg[d->dom] = NULL;
+	if (nr->region != NULL)
+		nr->region->reg[d->dom] = NULL;
 	kvx_node_submit(nr->node, nr->node->doms[d->dom].worker, &d->cmd);
 }
 
 bool node_region_deregister(struct node_region *nr)
 {
-	if (nr->n_pending > 0)
+	if (nr->n_pending > 0 || nr->leaving)
 		return true;
 	for (unsigned i = 0; i < nr->n_doms; i++)
 		if ((int)i != nr->home)
 			region_deregister(&nr->doms[i]);
-	if (nr->n_pending == 0 && nr->home >= 0)
+	if (nr->n_pending == 0 && nr->home >= 0 && nr->n_late == 0)
 		region_deregister(&nr->doms[nr->home]);
 	return nr->n_pending > 0;
 }
@@ -269,7 +282,8 @@ bool node_region_deregister(struct node_region *nr)
 /* With the fd: its owner may be gone, and then closing it frees the pages of all of the memory. */
 static void region_unmap_run(struct kvx_job *job)
 {
-	kvx_mem_fini(&nr_of_job(job)->region->mem);
+	struct node_region *nr = nr_of_job(job);
+	kvx_mem_fini(nr->region != NULL ? &nr->region->mem : &nr->mem);
 }
 
 static void region_unmap_done(struct kvx_job *job)
@@ -277,6 +291,12 @@ static void region_unmap_done(struct kvx_job *job)
 	kvx_assert_on_loop();
 	struct node_region *nr = nr_of_job(job);
 	struct kvx_node *node = nr->node;
+	if (nr->region == NULL) {
+		kvx_sm_move(&nr->sm, NODE_REGION_GONE);
+		node->n_left--;
+		free(nr);
+		return;
+	}
 	if (nr->open_cb != NULL) {
 		node_region_fail_open(nr);
 		return;

@@ -248,18 +248,19 @@ static bool lane_knows(const struct node_lane *nl, const struct kvx_region *regi
 	return true;
 }
 
-static int lane_refuses(const struct node_lane *nl, const struct kvx_region *region,
-			struct kvx_why *why)
+static int lane_refuses(const struct kvx_node *node, const struct node_lane *nl,
+			const struct kvx_region *region, struct kvx_why *why)
 {
 	if (kvx_mem_kind_is_gpu(region->mem.ops->kind))
 		return kvx_why(why, -ENETUNREACH,
 			       "region %" PRIu64 " is memory of a GPU that is not reached by the "
 			       "%s lane",
 			       region->id, nl->lane.ops->name);
-	return kvx_why(why, -ENETUNREACH,
-		       "region %" PRIu64 " is host memory that GPUs cannot copy from and to: the "
-		       "daemon's log says why it was not page-locked",
-		       region->id);
+	return kvx_why(
+	    why, -ENETUNREACH,
+	    "region %" PRIu64 " is host memory that GPUs cannot copy from and to: %s", region->id,
+	    node->conf.gpu_pin_host ? "the daemon's log says why it was not page-locked"
+				    : "[gpu] pin_host is false in the daemon's configuration");
 }
 
 /* What goes by another lane than most of the region's transfers gets a target of its own. */
@@ -276,7 +277,7 @@ static int target_route(struct kvx_target *target, const struct kvx_route_ask *a
 	const struct kvx_region *region = nt->nr->region;
 	struct node_lane *nl = node_gpu_lane(nt->node, local, region, ask->op);
 	if (!lane_knows(nl, local) || !lane_knows(nl, region))
-		return lane_refuses(nl, lane_knows(nl, local) ? region : local, why);
+		return lane_refuses(nt->node, nl, lane_knows(nl, local) ? region : local, why);
 	if (nl == nt->nl) {
 		*out_target = target;
 		return 0;
@@ -310,7 +311,7 @@ int kvx_node_target_open(struct kvx_node *node, struct kvx_region *region,
 	if (nr->target == NULL) {
 		struct node_lane *nl = node_region_lane(node, region);
 		if (!lane_knows(nl, region))
-			return lane_refuses(nl, region, why);
+			return lane_refuses(node, nl, region, why);
 		struct node_target *nt = target_make(node, nr, nl);
 		if (nt == NULL)
 			return kvx_why(why, -ENOMEM, "no memory for an import");

@@ -98,6 +98,10 @@ static KVX_ON_LOOP bool region_advance(struct node_region *nr)
 	case NODE_REGION_DEREG:
 		if (node_region_deregister(nr))
 			return false;
+		if (nr->n_late > 0) {
+			node_region_leave(nr);
+			return false;
+		}
 		kvx_sm_move(&nr->sm, NODE_REGION_UNMAPPING);
 		node_region_unmap(nr);
 		return false;

@@ -1,6 +1,6 @@
 /* What the daemon's part of a transfer costs: bench_ops SOCKET TRANSFERS BLOCKS BLOCK_BYTES DEVICE
  * DEVICE moves scattered blocks of GPU memory again and again. For counting instructions of a
- * daemon that somebody else has started under callgrind, see count_instructions.sh; on the stand-in
+ * daemon that somebody else has started under callgrind, see instructions.py; on the stand-in
  * it says nothing about speed. */
 #include <stdint.h>
 #include <stdio.h>

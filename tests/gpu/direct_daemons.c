@@ -5,11 +5,14 @@
  *
  * usage: direct_daemons DIR MARK_FD ACK_FD     sockets DIR/0 and DIR/1
  * KVX_DIRECT_TRANSPORTS: how they reach each other; "verbs" when it is not set
+ * KVX_DIRECT_CALL_MS: gpu.call_timeout_ms, when it is set
  *
  * For each byte that it reads from MARK_FD it does as told and answers one:
  *   d D   what lands in GPU memory is (not) held back until the same device reads there
  *   b B   devices take no (take) dma-bufs
  *   p P   devices reach no (reach) GPU memory by address
+ *   h H   registering a dma-buf hangs (no longer)
+ *   n     does any now: 'y' or 'a'
  *   o O   a dma-buf shows memory of a page before (what it should)
  *   w     from now on a thread of its own moves the bytes, in packets and random order
  *   x     a queue pair fails, or a work request soon does; which one is random
@@ -29,8 +32,11 @@
 static void tune(struct kvx_config *config, unsigned i)
 {
 	const char *transports = getenv("KVX_DIRECT_TRANSPORTS");
+	const char *call_ms = getenv("KVX_DIRECT_CALL_MS");
 
 	(void)i;
+	if (call_ms != NULL)
+		config->gpu.call_timeout_ms = (uint32_t)atoi(call_ms);
 	if (transports != NULL)
 		snprintf(config->peer_transports, sizeof(config->peer_transports), "%s",
 			 transports);
@@ -72,6 +78,10 @@ static char command(char mark)
 	}
 	if (mark == 'd' || mark == 'D')
 		fake_verbs_gpu_delay(mark == 'd');
+	if (mark == 'h' || mark == 'H')
+		fake_verbs_hang(FV_REG_DMABUF_MR, mark == 'h');
+	if (mark == 'n')
+		return fake_verbs_hanging(FV_REG_DMABUF_MR) > 0 ? 'y' : 'a';
 	if (mark == 'x')
 		fault();
 	if (mark == 'w') {
@@ -132,6 +142,8 @@ int main(int argc, char **argv)
 	verbs_daemons_open(&d, tune);
 	verbs_daemons_run(&d);
 	fake_verbs_wire_stop();
+	if (fake_verbs_hanging(FV_REG_DMABUF_MR) > 0)
+		return fake_verbs_n_violations() > 0; /* what is left to it is the kernel's */
 	left = leftovers();
 	fake_verbs_fini();
 	return left;

@@ -123,3 +123,23 @@ void gpu_engine_get(struct gpu_engine *g)
 		at += g->segments[i].len_bytes;
 	}
 }
+
+void gpu_engine_expect(struct gpu_engine *g, uint64_t seed, const uint32_t *to,
+		       const uint32_t *from, uint32_t n)
+{
+	gpu_engine_get(g);
+	for (uint32_t p = 0; p < g->e.n_planes; p++) {
+		for (uint32_t b = 0; b < g->e.n_blocks; b++) {
+			uint32_t i = 0;
+
+			while (i < n && to[i] != b)
+				i++;
+			if (i < n)
+				cr_assert(test_block_is(&g->e, seed, p, b, from[i]),
+					  "plane %u block %u", p, b);
+			else
+				cr_assert(test_block_is_canary(&g->e, p, b),
+					  "plane %u block %u touched", p, b);
+		}
+	}
+}

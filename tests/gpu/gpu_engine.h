@@ -38,5 +38,9 @@ int gpu_engine_register(struct gpu_engine *g, const struct gpu_engine_conf *conf
 void gpu_engine_close(struct gpu_engine *g);
 void gpu_engine_put(struct gpu_engine *g); /* e.data to the GPU */
 void gpu_engine_get(struct gpu_engine *g); /* and back */
+/* Blocks to[i] of every plane hold blocks from[i] of who was filled with this seed; all else is as
+ * it was allocated. */
+void gpu_engine_expect(struct gpu_engine *g, uint64_t seed, const uint32_t *to,
+		       const uint32_t *from, uint32_t n);
 
 #endif

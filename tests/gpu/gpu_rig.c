@@ -2,7 +2,6 @@
 #include "gpu_rig.h"
 
 #include <criterion/criterion.h>
-#include <dirent.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
@@ -65,31 +64,16 @@ int rig_second(void)
 	return test_gpu_count() > 1 ? 1 : 0;
 }
 
-static long count_fds(pid_t pid)
-{
-	char path[64];
-	long n = 0;
-	DIR *dir;
-
-	snprintf(path, sizeof(path), "/proc/%d/fd", (int)pid);
-	dir = opendir(path);
-	cr_assert_neq(dir, NULL);
-	while (readdir(dir) != NULL)
-		n++;
-	closedir(dir);
-	return n;
-}
-
 /* Connections that have just ended are closed a little later. */
 static long settled_fds(pid_t pid)
 {
-	long fds = count_fds(pid), before;
+	long fds = test_count_fds(pid), before;
 	unsigned turn = 0;
 
 	do {
 		before = fds;
 		rig_sleep_ms(20);
-		fds = count_fds(pid);
+		fds = test_count_fds(pid);
 	} while (fds != before && ++turn < 50);
 	return fds;
 }

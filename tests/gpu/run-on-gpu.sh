@@ -9,9 +9,17 @@
 #   KVX_GPU_MIB=N                             bytes of a measured transfer, default 1024 MiB; takes 4 times as much
 #
 # Tests that only a stand-in runtime can be made to do are skipped, each with its reason. Exit status: 0 all passed;
-# 1 a test failed; 77 there is no GPU that works here.
+# 1 a test failed; 2 usage; 77 there is no GPU that works here.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
+
+case "${1:-}" in
+"" | cuda | hip) ;;
+*)
+    echo "run-on-gpu.sh: '$1' is no runtime: cuda or hip" >&2
+    exit 2
+    ;;
+esac
 
 build="${KVX_GPU_BUILD:-build-gpu}"
 [ -n "${KVX_GPU_LIBRARY_DIR:-}" ] && export LD_LIBRARY_PATH="$KVX_GPU_LIBRARY_DIR${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"

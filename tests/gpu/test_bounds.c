@@ -3,6 +3,7 @@
  * of GPUs. On the stand-in for a GPU runtime only. */
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -143,6 +144,54 @@ Test(gpu_bounds, every_byte_of_thousands_of_pages_arrives)
 	finish();
 }
 
+/* From here on locking host memory has a thread of its own. */
+#define LARGE_BLOCKS 16
+#define LARGE_BLOCK  (4u << 20)
+
+static struct test_engine large;
+
+static void *large_main(void *arg)
+{
+	test_engine_open(&large, &node, "large", 1, LARGE_BLOCKS, LARGE_BLOCK,
+			 KVXFER_ACCESS_READ | KVXFER_ACCESS_WRITE);
+	return NULL;
+}
+
+Test(gpu_bounds, locking_much_host_memory_is_in_nobodys_way)
+{
+	static const char *const sets[] = {"gpu.call_timeout_ms=2000", NULL};
+	struct standin_process before, after;
+	struct kvxfer_import *import_;
+	struct pages from, to;
+	struct test_event ev;
+	pthread_t thread;
+
+	if (!rig_standin())
+		return;
+	test_node_start(&node, sets);
+	cr_assert(standin_process(node.pid, &before));
+	standin_block(STANDIN_HOST_REGISTER, node.pid, true);
+	cr_assert_eq(pthread_create(&thread, NULL, large_main, NULL), 0);
+	for (unsigned i = 0; i < 200 && standin_blocked(STANDIN_HOST_REGISTER) == 0; i++)
+		rig_sleep_ms(20);
+	cr_assert_eq(standin_blocked(STANDIN_HOST_REGISTER), 1);
+	pages_open(&from, "from");
+	pages_open(&to, "to");
+	import_ = test_engine_import(&from.e, &to.e);
+	ev = test_wait(&from.e, KVXFER_EVENT_TERMINAL, submit(&from.e, import_), RIG_WAIT_MS);
+	cr_assert_eq(ev.status, KVXFER_OK, "%s %s", kvxfer_status_name(ev.status), ev.text);
+	pages_close(&from);
+	pages_close(&to);
+	cr_assert_eq(standin_blocked(STANDIN_HOST_REGISTER), 1, "it was over too soon");
+	standin_block(STANDIN_HOST_REGISTER, node.pid, false);
+	pthread_join(thread, NULL);
+	cr_assert(standin_process(node.pid, &after));
+	cr_assert_geq(after.host_bytes - before.host_bytes, LARGE_BLOCKS * (uint64_t)LARGE_BLOCK,
+		      "it is not page-locked");
+	test_engine_close(&large);
+	finish();
+}
+
 Test(gpu_bounds, crumbs_are_refused_with_what_to_do)
 {
 	struct pages p = {.base = NULL};
@@ -233,5 +282,85 @@ Test(gpu_bounds, lanes_and_devices_show_the_gpus)
 	shows(text, "usable");
 	pages_close(&from);
 	pages_close(&to);
+	finish();
+}
+
+/* Not a word of "usable" for what is lost. */
+Test(gpu_bounds, status_and_doctor_know_of_a_lost_gpu)
+{
+	struct kvxfer_import *import_;
+	struct pages from, to;
+
+	if (!rig_standin())
+		return;
+	test_node_start(&node, NULL);
+	shows(ctl("status", NULL), "gpu");
+	shows(ctl("doctor", NULL), "the daemon serves the memory of 2 GPU(s)");
+	pages_open(&from, "from");
+	pages_open(&to, "to");
+	import_ = test_engine_import(&from.e, &to.e);
+	standin_lose(0, STANDIN_LAUNCH_FAILURE);
+	test_wait(&from.e, KVXFER_EVENT_TERMINAL, submit(&from.e, import_), RIG_WAIT_MS);
+	shows(ctl("devices", NULL), "lost");
+	shows(ctl("status", NULL), "gpu0: the device is lost");
+	shows(ctl("doctor", NULL), "the daemon has lost gpu0");
+	shows(ctl("doctor", NULL), "the daemon serves the memory of 1 GPU(s)");
+	test_engine_close(&from.e);
+	test_engine_close(&to.e);
+	test_node_fini(&node);
+	rig_end();
+}
+
+Test(gpu_bounds, host_memory_that_may_not_be_locked_says_which_key_it_is)
+{
+	static const char *const unlocked[] = {"gpu.pin_host=false", NULL};
+	struct gpu_engine_conf conf = {
+	    .name = "gpu", .n_planes = 1, .n_blocks = 2, .block_bytes = 4096};
+	static struct gpu_engine gpu, host;
+	struct kvxfer_transfer t = {.struct_bytes = sizeof(t), .op = KVXFER_WRITE};
+	uint32_t block = 0;
+	struct kvxfer_blocks blocks = {
+	    .n_planes = 1, .n_blocks = 1, .local_blocks = &block, .remote_blocks = &block};
+	struct test_event ev;
+	uint64_t id = 0;
+
+	if (!rig_standin())
+		return;
+	test_node_start(&node, unlocked);
+	gpu_engine_open(&gpu, &node, &conf);
+	conf.name = "host";
+	conf.dev = -1;
+	gpu_engine_open(&host, &node, &conf);
+	t.region = host.e.region;
+	t.import_ = test_engine_import(&host.e, &gpu.e);
+	t.blocks = &blocks;
+	cr_assert_eq(kvxfer_transfer_submit(host.e.client, &t, &id), 0);
+	ev = test_wait(&host.e, KVXFER_EVENT_TERMINAL, id, RIG_WAIT_MS);
+	cr_assert_eq(ev.status, KVXFER_NO_PATH);
+	shows(ev.text, "[gpu] pin_host is false");
+	gpu_engine_close(&host);
+	gpu_engine_close(&gpu);
+	finish();
+}
+
+Test(gpu_bounds, a_piece_that_is_no_gpu_memory_is_named)
+{
+	struct kvxfer_region_options opt = {.struct_bytes = sizeof(opt)};
+	struct kvxfer_gpu_segment pieces[2];
+	struct kvxfer_client *client;
+	struct kvxfer_region *region;
+
+	if (!rig_standin())
+		return;
+	test_node_start(&node, NULL);
+	client = test_node_client(&node, "mixed");
+	pieces[0] = (struct kvxfer_gpu_segment){test_gpu_alloc(0, 65536), 65536};
+	pieces[1] = (struct kvxfer_gpu_segment){malloc(65536), 65536};
+	cr_assert_eq(kvxfer_region_register_gpu(client, pieces, 2, &opt, &region), -EFAULT);
+	shows(kvxfer_client_error(client), "piece 1 at 0x");
+	shows(kvxfer_client_error(client), "is not memory of a GPU");
+	free((void *)(uintptr_t)pieces[1].ptr);
+	test_gpu_free((void *)(uintptr_t)pieces[0].ptr);
+	kvxfer_client_close(client);
 	finish();
 }

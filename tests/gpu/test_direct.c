@@ -90,21 +90,7 @@ static void move(struct rig *r, int op)
 	ev = submit(r, op, &blocks);
 	cr_assert_eq(ev.status, KVXFER_OK, "%s %s", kvxfer_status_name(ev.status), ev.text);
 	cr_assert_str_eq(ev.transport, "verbs");
-	gpu_engine_get(dst);
-	for (uint32_t p = 0; p < dst->e.n_planes; p++) {
-		for (uint32_t b = 0; b < dst->e.n_blocks; b++) {
-			uint32_t i = 0;
-
-			while (i < n && to[i] != b)
-				i++;
-			if (i < n)
-				cr_assert(test_block_is(&dst->e, 3, p, b, from[i]),
-					  "plane %u block %u", p, b);
-			else
-				cr_assert(test_block_is_canary(&dst->e, p, b),
-					  "plane %u block %u touched", p, b);
-		}
-	}
+	gpu_engine_expect(dst, 3, to, from, n);
 }
 
 static void between(int dev_a, int dev_b, const char *marks)

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "gpu_rig.h"
+#include "test_fds.h"
 
 #define N_BASES     60u
 #define MOST        250u /* dma-bufs of one region */
@@ -239,19 +240,6 @@ Test(gpu_dmabuf, without_a_rail_for_them_none_is_made)
 
 /* ---- no room */
 
-static struct rlimit leave_fds(unsigned n)
-{
-	struct rlimit before, now;
-	int lowest = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 0);
-
-	close(lowest);
-	cr_assert_eq(getrlimit(RLIMIT_NOFILE, &before), 0);
-	now = before;
-	now.rlim_cur = (rlim_t)lowest + n;
-	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &now), 0);
-	return before;
-}
-
 /* There is none at all, too few to export them, too few to send them. */
 Test(gpu_dmabuf, an_engine_without_file_descriptors_goes_on_without_them)
 {
@@ -263,7 +251,7 @@ Test(gpu_dmabuf, an_engine_without_file_descriptors_goes_on_without_them)
 	cache_alloc(&c, N_BASES);
 	for (unsigned i = 0; i < 5; i++) {
 		long own = own_fds();
-		struct rlimit limit = leave_fds(room[i]);
+		struct rlimit limit = test_leave_fds(room[i]);
 		int err = cache_register(&c);
 
 		cr_assert_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);

@@ -1,6 +1,7 @@
 /* What kvxferctl doctor finds out about GPUs: on made-up nodes, and with runtimes that misbehave as
  * told. Each finding names what is wrong and says what to do. */
 #include <criterion/criterion.h>
+#include <json-c/json.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -9,6 +10,7 @@
 #include "doctor_gpu.h"
 #include "node_tree.h"
 #include "standin.h"
+#include "test_findings.h"
 
 static const char *const gpu_at[] = {
     "pci0000:00/0000:00:01.0/0000:01:00.0/0000:02:00.0/0000:05:00.0",
@@ -18,6 +20,7 @@ static const char *const gpu_at[] = {
 struct node {
 	struct node_tree tree;
 	struct kvx_gpu_places places;
+	struct kvx_gpu_daemon daemon;
 	struct kvx_report report;
 };
 
@@ -52,7 +55,7 @@ static void nvidia_init(struct node *node)
 
 static void node_look(struct node *node)
 {
-	kvx_doctor_gpus(&node->report, &node->places, 0);
+	kvx_doctor_gpus(&node->report, &node->places, &node->daemon);
 }
 
 static void node_fini(struct node *node)
@@ -61,24 +64,10 @@ static void node_fini(struct node *node)
 	node_tree_fini(&node->tree);
 }
 
-/* The finding of this level whose text has these words. */
-static const struct kvx_finding *find(const struct node *node, enum kvx_finding_level level,
-				      const char *words)
-{
-	for (unsigned i = 0; i < node->report.n_findings; i++)
-		if (node->report.findings[i].level == level &&
-		    strstr(node->report.findings[i].text, words) != NULL)
-			return &node->report.findings[i];
-	for (unsigned i = 0; i < node->report.n_findings; i++)
-		fprintf(stderr, "# %d %s\n", (int)node->report.findings[i].level,
-			node->report.findings[i].text);
-	return NULL;
-}
-
 /* There is such a warning, and its cure has these words. */
 static void expect_warning(const struct node *node, const char *words, const char *cure)
 {
-	const struct kvx_finding *finding = find(node, KVX_FINDING_WARN, words);
+	const struct kvx_finding *finding = test_find(&node->report, KVX_FINDING_WARN, words);
 
 	cr_assert_not_null(finding, "no warning: %s", words);
 	cr_assert_not_null(strstr(finding->cure, cure), "%s", finding->cure);
@@ -91,11 +80,14 @@ Test(doctor_gpu, a_node_in_order_has_no_complaint)
 	amd_init(&node);
 	node_look(&node);
 	cr_assert_eq(node.report.worst, KVX_FINDING_OK);
-	cr_assert_not_null(find(&node, KVX_FINDING_OK, "2 GPU(s): 2 AMD, 0 NVIDIA"));
-	cr_assert_not_null(find(&node, KVX_FINDING_OK, "/dev/kfd and 2 render node(s)"));
-	cr_assert_not_null(find(&node, KVX_FINDING_OK, "PCI shows all of the GPUs' memory"));
-	cr_assert_not_null(find(&node, KVX_FINDING_OK, "no IOMMU translates"));
-	cr_assert_not_null(find(&node, KVX_FINDING_OK, "reach RDMA devices by dma-buf"));
+	cr_assert_not_null(test_find(&node.report, KVX_FINDING_OK, "2 GPU(s): 2 AMD, 0 NVIDIA"));
+	cr_assert_not_null(
+	    test_find(&node.report, KVX_FINDING_OK, "/dev/kfd and 2 render node(s)"));
+	cr_assert_not_null(
+	    test_find(&node.report, KVX_FINDING_OK, "PCI shows all of the GPUs' memory"));
+	cr_assert_not_null(test_find(&node.report, KVX_FINDING_OK, "no IOMMU translates"));
+	cr_assert_not_null(
+	    test_find(&node.report, KVX_FINDING_OK, "reach RDMA devices by dma-buf"));
 	node_fini(&node);
 }
 
@@ -140,7 +132,7 @@ Test(doctor_gpu, a_device_file_of_others_is_named)
 		cr_assert_eq(setreuid(65534, (uid_t)-1), 0);
 	node_look(&node);
 	expect_warning(&node, "/dev/dri/renderD129 cannot be opened by this user", "group render");
-	cr_assert_null(find(&node, KVX_FINDING_WARN, "renderD128"));
+	cr_assert_null(test_find(&node.report, KVX_FINDING_WARN, "renderD128"));
 	if (geteuid() == 0)
 		cr_assert_eq(setreuid(0, (uid_t)-1), 0);
 	node_fini(&node);
@@ -242,7 +234,8 @@ Test(doctor_gpu, bridges_that_cannot_be_read_are_not_called_good)
 	amd_init(&node);
 	write_acs(&node, "pci0000:00/0000:00:01.0", 0);
 	node_look(&node);
-	cr_assert_not_null(find(&node, KVX_FINDING_OK, "not known for 5 of 6 PCI bridge(s)"));
+	cr_assert_not_null(
+	    test_find(&node.report, KVX_FINDING_OK, "not known for 5 of 6 PCI bridge(s)"));
 	node_fini(&node);
 }
 
@@ -273,16 +266,74 @@ Test(doctor_gpu, nvidias_closed_driver_is_named)
 	node_fini(&node);
 }
 
+/* {"devices": [one row of the transport gpu]} */
+static void daemon_says(struct node *node, const char *state, const char *reason)
+{
+	struct json_object *rows = json_object_new_array(), *row = json_object_new_object();
+
+	json_object_object_add(row, "name", json_object_new_string("gpu1"));
+	json_object_object_add(row, "transport", json_object_new_string("gpu"));
+	json_object_object_add(row, "state", json_object_new_string(state));
+	json_object_object_add(row, "reason", json_object_new_string(reason));
+	json_object_array_add(rows, row);
+	node->daemon.devices = json_object_new_object();
+	json_object_object_add(node->daemon.devices, "devices", rows);
+}
+
+Test(doctor_gpu, a_gpu_that_the_daemon_has_lost_is_named)
+{
+	struct node node;
+
+	amd_init(&node);
+	daemon_says(&node, "lost", "");
+	node_look(&node);
+	expect_warning(&node, "the daemon has lost gpu1", "restart kvxferd");
+	json_object_put(node.daemon.devices);
+	node_fini(&node);
+}
+
+Test(doctor_gpu, gpus_that_the_daemon_does_not_use_are_a_complaint_where_there_are_some)
+{
+	struct node node;
+
+	amd_init(&node);
+	daemon_says(&node, "unusable", "libamdhip64.so.7 was not found");
+	node_look(&node);
+	expect_warning(&node, "does not use gpu1: libamdhip64.so.7 was not found", "[gpu]");
+	json_object_put(node.daemon.devices);
+	node_fini(&node);
+	node_places(&node);
+	daemon_says(&node, "unusable", "libamdhip64.so.7 was not found");
+	node_look(&node);
+	cr_assert_eq(node.report.worst, KVX_FINDING_OK);
+	json_object_put(node.daemon.devices);
+	node_fini(&node);
+}
+
+Test(doctor_gpu, what_the_daemon_serves_is_told)
+{
+	struct node node;
+
+	amd_init(&node);
+	daemon_says(&node, "usable", "");
+	node_look(&node);
+	cr_assert_not_null(
+	    test_find(&node.report, KVX_FINDING_OK, "serves the memory of 1 GPU(s)"));
+	json_object_put(node.daemon.devices);
+	node_fini(&node);
+}
+
 Test(doctor_gpu, devices_hidden_from_the_daemon_are_named)
 {
 	struct node node;
 
 	amd_init(&node);
+	node.daemon.pid = 4711;
 	node_tree_write(&node.tree, "HOME=/", "proc/4711/environ");
-	kvx_doctor_gpus(&node.report, &node.places, 4711);
+	kvx_doctor_gpus(&node.report, &node.places, &node.daemon);
 	cr_assert_eq(node.report.worst, KVX_FINDING_OK);
 	node_tree_write(&node.tree, "HIP_VISIBLE_DEVICES=1", "proc/4711/environ");
-	kvx_doctor_gpus(&node.report, &node.places, 4711);
+	kvx_doctor_gpus(&node.report, &node.places, &node.daemon);
 	expect_warning(&node, "the daemon runs with HIP_VISIBLE_DEVICES=1", "environment");
 	node_fini(&node);
 }
@@ -316,10 +367,10 @@ Test(doctor_gpu, a_runtime_that_works_is_named_with_its_release)
 
 	standin_create(1, 1 << 20);
 	runtime_look(&node, KVX_TEST_CUDA_DIR, NULL, 10000);
-	cr_assert_not_null(find(&node, KVX_FINDING_OK,
-				"CUDA 13.0 (" KVX_TEST_CUDA_DIR
-				"/libcuda.so.1): 1 device(s), batched "
-				"copies, gather kernel, dma-buf"));
+	cr_assert_not_null(test_find(&node.report, KVX_FINDING_OK,
+				     "CUDA 13.0 (" KVX_TEST_CUDA_DIR
+				     "/libcuda.so.1): 1 device(s), batched "
+				     "copies, gather kernel, dma-buf"));
 	cr_assert_eq(count_runtime(&node), 1);
 	node_fini(&node);
 	standin_destroy();

@@ -41,6 +41,10 @@ static bool try_open(struct gpu_engine *g, int dev, struct outcome *out)
 	struct gpu_engine_conf c = conf;
 
 	c.dev = dev;
+	if (dev < 0) { /* page-locking may fail: it is registered all the same */
+		gpu_engine_open(g, &node, &c);
+		return true;
+	}
 	gpu_engine_alloc(g, &c);
 	g->e.client = test_node_client(&node, c.name);
 	out->err = gpu_engine_register(g, &c);
@@ -121,9 +125,9 @@ static struct outcome one_round(int dev_a, int dev_b)
 	return out;
 }
 
-static void expect_good_round(const char *when)
+static void expect_good_round(int dev_a, const char *when)
 {
-	struct outcome out = one_round(0, 1);
+	struct outcome out = one_round(dev_a, 1);
 
 	cr_assert(out.registered, "%s: %d %s", when, out.err, out.text);
 	cr_assert(out.moved, "%s: %s %s", when, kvxfer_status_name(out.status), out.text);
@@ -149,6 +153,12 @@ static const enum standin_call daemon_calls[] = {
 
 static unsigned n_fired, n_failed, n_lost;
 
+/* Memory of the host is page-locked only where it is a region. */
+static int source_of(enum standin_call call)
+{
+	return call == STANDIN_HOST_REGISTER || call == STANDIN_HOST_UNREGISTER ? -1 : 0;
+}
+
 static bool says_lost(const struct outcome *out)
 {
 	return out->status == KVXFER_DEVICE_LOST || out->err == -ENODEV;
@@ -162,7 +172,7 @@ static bool is_lost_now(const struct outcome *out, enum standin_error err)
 
 	if (says_lost(out))
 		return true;
-	if (!out->moved || err != STANDIN_LAUNCH_FAILURE)
+	if (err != STANDIN_LAUNCH_FAILURE)
 		return false;
 	next = one_round(0, 1);
 	return says_lost(&next);
@@ -176,9 +186,11 @@ static bool fail_running(enum standin_call call, unsigned nth, enum standin_erro
 
 	rig_measure(&node, &before);
 	standin_fail(call, node.pid, nth, err);
-	out = one_round(0, 1);
+	out = one_round(source_of(call), 1);
 	if (!standin_fired(call)) {
 		cr_assert(out.moved, "%s", out.text);
+		cr_assert(nth > 1 || source_of(call) == 0, "%s is never called",
+			  standin_call_name(call));
 		return false;
 	}
 	n_fired++;
@@ -194,7 +206,7 @@ static bool fail_running(enum standin_call call, unsigned nth, enum standin_erro
 	} else {
 		rig_expect_base(&node, &before);
 	}
-	expect_good_round(standin_call_name(call));
+	expect_good_round(source_of(call), standin_call_name(call));
 	return true;
 }
 
@@ -203,7 +215,7 @@ static void sweep_running(enum standin_error err)
 	if (!rig_standin())
 		return;
 	test_node_start(&node, quick);
-	expect_good_round("at first");
+	expect_good_round(0, "at first");
 	standin_set_delay(MIN_DELAY_US, MAX_DELAY_US, 1);
 	for (unsigned i = 0; i < N_DAEMON_CALLS; i++)
 		for (unsigned nth = 1; nth <= MAX_NTH; nth += 1 + nth / 3)
@@ -288,7 +300,7 @@ Test(gpu_faults, a_daemon_starts_whatever_call_fails, .timeout = 280)
 	fprintf(stderr, "# %u faults at the start\n", n_fired);
 	cr_assert_gt(n_fired, 10, "hardly a call was hit");
 	test_node_restart(&node, quick);
-	expect_good_round("after all");
+	expect_good_round(0, "after all");
 	test_node_fini(&node);
 	rig_end();
 }

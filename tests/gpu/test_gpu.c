@@ -8,26 +8,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "standin/cu_abi.h"
+
 #define MAX_DEVS 16
 
-typedef unsigned long long devptr;
 struct handle {
 	uint8_t bytes[TEST_GPU_HANDLE_BYTES];
-};
-struct rect_2d { /* CUDA_MEMCPY2D */
-	size_t src_x, src_y;
-	int src_type;
-	const void *src_host;
-	devptr src_device;
-	void *src_array;
-	size_t src_pitch;
-	size_t dst_x, dst_y;
-	int dst_type;
-	void *dst_host;
-	devptr dst_device;
-	void *dst_array;
-	size_t dst_pitch;
-	size_t width, height;
 };
 enum { UNIFIED = 4, KIND_DEFAULT = 4, NON_BLOCKING = 1, NO_TIMING = 2, INTERPROCESS = 4, LAZY = 1 };
 
@@ -298,22 +284,22 @@ int test_gpu_try_copy(void *dst, const void *src, size_t bytes, void *stream)
 int test_gpu_try_rect(void *dst, size_t dst_pitch, const void *src, size_t src_pitch, size_t width,
 		      size_t height, void *stream)
 {
-	struct rect_2d rect = {.src_type = UNIFIED,
-			       .src_device = num(src),
-			       .src_pitch = src_pitch,
-			       .dst_type = UNIFIED,
-			       .dst_device = num(dst),
-			       .dst_pitch = dst_pitch,
-			       .width = width,
-			       .height = height};
+	struct cuda_copy_2d rect = {.src_type = UNIFIED,
+				    .src_device = num(src),
+				    .src_pitch = src_pitch,
+				    .dst_type = UNIFIED,
+				    .dst_device = num(dst),
+				    .dst_pitch = dst_pitch,
+				    .width = width,
+				    .height = height};
 
 	if (is_hip)
 		return CALL("", "hipMemcpy2DAsync",
 			    int (*)(void *, size_t, const void *, size_t, size_t, size_t, int,
 				    void *))(dst, dst_pitch, src, src_pitch, width, height,
 					     KIND_DEFAULT, stream);
-	return CALL("cuMemcpy2DAsync_v2", "", int (*)(const struct rect_2d *, void *))(&rect,
-										       stream);
+	return CALL("cuMemcpy2DAsync_v2", "", int (*)(const struct cuda_copy_2d *, void *))(&rect,
+											    stream);
 }
 
 int test_gpu_peer(int dev, int peer)

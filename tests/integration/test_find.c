@@ -234,6 +234,34 @@ Test(find, posted_messages_come_once_and_in_order)
 	both(many_posts);
 }
 
+/* More than may be unconfirmed, and far more than the receiver may leave unread, before it reads
+ * anything; the sender's other requests go on meanwhile. */
+static void posts_without_a_pause(void)
+{
+	enum { N = 12000 };
+	struct kvxfer_import *import_;
+	struct log log = {0};
+	unsigned n = 0;
+
+	publish(&scene.there, "x");
+	import_ = find_ok("x");
+	for (uint32_t i = 0; i < N; i++)
+		cr_assert_eq(post(import_, i, KVXFER_PAYLOAD_MAX), 0);
+	write_block(import_, 7);
+	while (log.n_messages < N) { /* each within WAIT_MS */
+		cr_assert_gt(kvxfer_client_wait(scene.there.client, WAIT_MS, on_event, &log), 0,
+			     "%u of %u", log.n_messages, N);
+		n++;
+	}
+	cr_assert_gt(n, 1);
+	cr_assert_eq(log.n_arrivals, 1, "who has it is not told of the block");
+}
+
+Test(find, flood_of_posts_waits_for_its_receiver_and_loses_nothing)
+{
+	both(posts_without_a_pause);
+}
+
 static void posts_and_writes(void)
 {
 	struct kvxfer_import *import_;
@@ -259,7 +287,8 @@ Test(find, posted_message_comes_after_the_arrivals_of_what_had_ended)
 /* The receiver reads some of them meanwhile: what it sees has no gap. */
 static void deaf_receiver(bool cross)
 {
-	static const char *const sets[] = {"limits.events_bytes=65536", NULL};
+	static const char *const sets[] = {"limits.events_bytes=65536",
+					   "limits.posted_bytes_per_client=1M", NULL};
 	struct kvxfer_import *import_;
 	struct log mine = {0}, theirs = {0};
 	unsigned n_posted = 0;

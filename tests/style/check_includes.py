@@ -12,8 +12,8 @@ LAYERS = ["base", "mem", "transport", "worker", "xfer", "config", "control", "da
 # Files in daemon/ itself: config* is a layer, main and daemon are right of everything.
 TOP_LAYER = "daemon"
 # Tools stand on libclient; these are the exceptions: the file checked without a daemon, the copy loops whose
-# limit kvxfer-bench measures, and what doctor and topology read of PCI and RDMA devices without a daemon.
-TOOLS_MAY = {"daemon/base/pci.h", "daemon/config.h", "daemon/transport/copy_kernels.h",
+# limit kvxfer-bench measures, the child process that libraries are tried in, and what doctor and topology read of PCI and RDMA devices without a daemon.
+TOOLS_MAY = {"daemon/base/child.h", "daemon/base/pci.h", "daemon/config.h", "daemon/transport/copy_kernels.h",
              "daemon/transport/verbs/verbs_abi.h", "daemon/transport/verbs/verbs_gid.h",
              "daemon/transport/verbs/verbs_sysfs.h"}
 # Who outside of the daemon may include what of it.

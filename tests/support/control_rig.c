@@ -241,6 +241,16 @@ void rig_turn(struct rig *rig)
 	}
 }
 
+void rig_run_clock(struct rig *rig, uint64_t ns)
+{
+	const uint64_t step_ns = 10 * KVX_MS;
+
+	for (uint64_t left = ns; left > 0; left -= left < step_ns ? left : step_ns) {
+		rig->clock_ns += left < step_ns ? left : step_ns;
+		rig_turn(rig);
+	}
+}
+
 void rig_close(struct rig *rig)
 {
 	kvx_control_close(rig->control, rig_on_closed, rig);

@@ -61,6 +61,8 @@ void rig_close(struct rig *rig) KVX_ON_LOOP; /* clients must be ended or are end
 void rig_end(struct rig *rig) KVX_ON_LOOP;
 /* Turns until nothing happens any more. */
 void rig_turn(struct rig *rig) KVX_ON_LOOP;
+/* Lets time pass, in steps, with a turn after each. */
+void rig_run_clock(struct rig *rig, uint64_t ns) KVX_ON_LOOP;
 
 /* A client that has not said HELLO. 0 or what kvx_client_create() says. */
 int rig_client_open(struct rig *rig, struct rig_client *rc) KVX_ON_LOOP;

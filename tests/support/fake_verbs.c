@@ -118,6 +118,13 @@ int fv_enter(enum fake_verbs_fn fn)
 		sleep_ms(ms);
 		fv_lock();
 	}
+	fv.n_hanging[fn]++;
+	while (fv.hangs[fn]) {
+		fv_unlock();
+		sleep_ms(1);
+		fv_lock();
+	}
+	fv.n_hanging[fn]--;
 	return err;
 }
 
@@ -298,6 +305,23 @@ void fake_verbs_delay(enum fake_verbs_fn fn, unsigned ms)
 	fv_lock();
 	fv.delay_ms[fn] = ms;
 	fv_unlock();
+}
+
+void fake_verbs_hang(enum fake_verbs_fn fn, bool on)
+{
+	fv_lock();
+	fv.hangs[fn] = on;
+	fv_unlock();
+}
+
+unsigned fake_verbs_hanging(enum fake_verbs_fn fn)
+{
+	unsigned n;
+
+	fv_lock();
+	n = fv.n_hanging[fn];
+	fv_unlock();
+	return n;
 }
 
 unsigned fake_verbs_calls(enum fake_verbs_fn fn)

@@ -101,6 +101,9 @@ bool fake_verbs_fired(void); /* did it? Forgets the fault. */
 /* Every call of fn fails with err until told otherwise (0). */
 void fake_verbs_fail_all(enum fake_verbs_fn fn, int err);
 void fake_verbs_delay(enum fake_verbs_fn fn, unsigned ms);
+/* Every call of fn stands before it has done anything, until told otherwise; how many do. */
+void fake_verbs_hang(enum fake_verbs_fn fn, bool on);
+unsigned fake_verbs_hanging(enum fake_verbs_fn fn);
 unsigned fake_verbs_calls(enum fake_verbs_fn fn);
 /* The next post takes n work requests and fails with ENOMEM at the one after; UINT32_MAX: no. */
 void fake_verbs_post_limit(unsigned n);
@@ -161,6 +164,8 @@ void fake_verbs_set_gpus(const struct fake_verbs_gpus *gpus); /* NULL, to begin 
 /* What lands in memory of a GPU, by a write or as the answer to a read, is complete before it is
  * visible, until the same device reads any memory of the same GPU. Off: lands what waits. */
 void fake_verbs_gpu_delay(bool on);
+/* Work requests on memory of this GPU move no more, nor do those behind them; 0: none is so. */
+void fake_verbs_gpu_mute(unsigned gpu);
 uint64_t fake_verbs_gpu_waiting(void); /* bytes that are not visible yet */
 unsigned fake_verbs_gpu_mrs(void);     /* registrations of memory of GPUs */
 

@@ -160,7 +160,7 @@ void fake_verbs_raise_fatal(struct fake_verbs_dev *dev)
 			cq->broken = dev->dies_silently;
 	}
 	for (struct fv_object *obj = fv.objects; obj != NULL; obj = obj->next) {
-		struct fv_qp *qp = (struct fv_qp *)((uint8_t *)obj - offsetof(struct fv_qp, obj));
+		struct fv_qp *qp = fv_qp_of(obj);
 
 		if (obj->kind == FV_K_QP && !obj->dead && fv_dev_of(qp->qp.context) == dev)
 			fv_qp_fail(qp);

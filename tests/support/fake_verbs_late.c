@@ -141,7 +141,7 @@ void fv_wire_forget_qp(struct fv_qp *qp)
 	fv_land_lazy(qp, NULL);
 	late_sweep(is_of, qp, NULL, false);
 	for (struct fv_object *obj = fv.objects; obj != NULL; obj = obj->next) {
-		struct fv_qp *at = (struct fv_qp *)((uint8_t *)obj - offsetof(struct fv_qp, obj));
+		struct fv_qp *at = fv_qp_of(obj);
 
 		if (obj->kind == FV_K_QP && at->other == qp)
 			at->other = NULL;
@@ -190,6 +190,13 @@ void fake_verbs_gpu_delay(bool on)
 	fv.gpu_delay = on;
 	if (!on)
 		fv_land_lazy(NULL, NULL);
+	fv_unlock();
+}
+
+void fake_verbs_gpu_mute(unsigned gpu)
+{
+	fv_lock();
+	fv.mute_gpu = gpu;
 	fv_unlock();
 }
 

@@ -95,6 +95,11 @@ struct fv_qp {
 	unsigned async_got;
 };
 
+static inline struct fv_qp *fv_qp_of(struct fv_object *obj)
+{
+	return (struct fv_qp *)((uint8_t *)obj - offsetof(struct fv_qp, obj));
+}
+
 /* Bytes that have left their place and not landed. */
 struct fv_late {
 	struct fv_qp *qp; /* that receives them */
@@ -130,6 +135,8 @@ struct fv_state {
 	struct fv_fault fault;
 	struct fv_break brk;
 	unsigned delay_ms[FV_N_FNS];
+	bool hangs[FV_N_FNS];
+	unsigned n_hanging[FV_N_FNS];
 	int fail_all[FV_N_FNS]; /* 0: they do not */
 	unsigned calls[FV_N_FNS];
 	unsigned post_limit;
@@ -138,6 +145,7 @@ struct fv_state {
 	uint64_t retry_ns;
 	uint64_t lifetime_ns;
 	bool hold_completions, late_on, lazy_on, copies_not, gpu_delay;
+	unsigned mute_gpu; /* 0: none */
 	const struct fake_verbs_gpus *gpus;
 	bool cut[FAKE_VERBS_MAX_DEVS][FAKE_VERBS_MAX_PORTS];
 	struct fv_late late[FV_MAX_LATE];

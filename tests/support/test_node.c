@@ -105,9 +105,9 @@ static void read_node_id(struct test_node *node)
 	kvxfer_client_close(client);
 }
 
-void test_node_restart(struct test_node *node, const char *const *sets)
+static void start_within(struct test_node *node, const char *const *sets, long limit_ms)
 {
-	long end = now_ms() + START_TIMEOUT_MS;
+	long end = now_ms() + limit_ms;
 	struct kvxfer_client *client = NULL;
 	pid_t parent = getpid();
 	int rc;
@@ -135,14 +135,24 @@ void test_node_restart(struct test_node *node, const char *const *sets)
 	read_node_id(node);
 }
 
+void test_node_restart(struct test_node *node, const char *const *sets)
+{
+	start_within(node, sets, START_TIMEOUT_MS);
+}
+
 void test_node_start(struct test_node *node, const char *const *sets)
+{
+	test_node_start_within(node, sets, START_TIMEOUT_MS);
+}
+
+void test_node_start_within(struct test_node *node, const char *const *sets, long limit_ms)
 {
 	memset(node, 0, sizeof(*node));
 	snprintf(node->dir, sizeof(node->dir), "/tmp/kvxfer-test-XXXXXX");
 	cr_assert_neq(mkdtemp(node->dir), NULL);
 	snprintf(node->socket, sizeof(node->socket), "%s/kvxferd.sock", node->dir);
 	snprintf(node->log, sizeof(node->log), "%s/log", node->dir);
-	test_node_restart(node, sets);
+	start_within(node, sets, limit_ms);
 }
 
 void test_node_signal(struct test_node *node, int signo)
@@ -280,7 +290,7 @@ int64_t test_node_wait_number(const struct test_node *node, const char *verb, co
 	return value;
 }
 
-static long count_fds(pid_t pid)
+long test_count_fds(pid_t pid)
 {
 	char path[64];
 	long n = 0;
@@ -322,6 +332,6 @@ void test_node_measure(const struct test_node *node, struct test_node_base *out_
 	out_base->regions = test_node_number(node, "status", "regions");
 	out_base->transfers = test_node_number(node, "status", "transfers");
 	sleep_ms(50);
-	out_base->fds = count_fds(node->pid);
+	out_base->fds = test_count_fds(node->pid);
 	read_maps(node->pid, out_base);
 }

@@ -21,6 +21,8 @@ struct test_node {
  * NULL), listening for peers on a free loopback port, and waits until it answers. Fails the test
  * when it does not. The daemon dies with the test process. */
 void test_node_start(struct test_node *node, const char *const *sets);
+/* The same, with another limit than 20 s for its answer. */
+void test_node_start_within(struct test_node *node, const char *const *sets, long limit_ms);
 /* Starts it again on the same directory and socket, after a stop or a kill. */
 void test_node_restart(struct test_node *node, const char *const *sets);
 /* SIGTERM; fails the test unless it exits 0 within 15 s. Prints its log when the test has
@@ -53,5 +55,6 @@ struct test_node_base {
 	int64_t clients, regions, transfers;
 };
 void test_node_measure(const struct test_node *node, struct test_node_base *out_base);
+long test_count_fds(pid_t pid); /* open in a process */
 
 #endif

@@ -64,6 +64,14 @@ static inline int open_client(const struct fake_daemon *d, int timeout_ms,
 	return kvxfer_client_open(&options, out_client);
 }
 
+static inline struct kvxfer_client *open_or_fail(const struct fake_daemon *d, int timeout_ms)
+{
+	struct kvxfer_client *client;
+
+	cr_assert_eq(open_client(d, timeout_ms, &client), 0, "%s", kvxfer_open_error());
+	return client;
+}
+
 struct pair {
 	struct kvxfer_client *client;
 	struct kvxfer_region *region;
@@ -78,12 +86,46 @@ static inline struct pair open_pair(const struct fake_daemon *d, int timeout_ms)
 						.access = KVXFER_ACCESS_READ | KVXFER_ACCESS_WRITE};
 	struct pair pair;
 
-	cr_assert_eq(open_client(d, timeout_ms, &pair.client), 0, "%s", kvxfer_open_error());
+	pair.client = open_or_fail(d, timeout_ms);
 	cr_assert_eq(kvxfer_region_alloc(pair.client, 1 << 20, &options, &pair.region), 0, "%s",
 		     kvxfer_client_error(pair.client));
 	cr_assert_eq(kvxfer_import_open(pair.client, "x", 1, NULL, &pair.import_), 0, "%s",
 		     kvxfer_client_error(pair.client));
 	return pair;
+}
+
+/* A daemon that answers by the hook (NULL: plainly), and its client. */
+static inline struct pair start_pair(struct fake_daemon *d, fake_hook hook, void *arg,
+				     int timeout_ms)
+{
+	fake_daemon_init(d);
+	d->hook = hook;
+	d->arg = arg;
+	fake_daemon_start(d);
+	return open_pair(d, timeout_ms);
+}
+
+static inline void stop_pair(struct fake_daemon *d, const struct pair *pair)
+{
+	kvxfer_client_close(pair->client);
+	fake_daemon_stop(d);
+}
+
+/* The same with a client that has nothing. */
+static inline struct kvxfer_client *start_client(struct fake_daemon *d, fake_hook hook, void *arg,
+						 int timeout_ms)
+{
+	fake_daemon_init(d);
+	d->hook = hook;
+	d->arg = arg;
+	fake_daemon_start(d);
+	return open_or_fail(d, timeout_ms);
+}
+
+static inline void stop_client(struct fake_daemon *d, struct kvxfer_client *client)
+{
+	kvxfer_client_close(client);
+	fake_daemon_stop(d);
 }
 
 /* One op of 4 KiB. */
@@ -108,6 +150,26 @@ static inline void wait_events(struct kvxfer_client *client, struct seen *seen, 
 	while (seen->n < n)
 		cr_assert_gt(kvxfer_client_wait(client, 5000, seen_event, seen), 0,
 			     "%u of %u events came: %s", seen->n, n, kvxfer_client_error(client));
+}
+
+/* What the loss of the daemon is told as: the end of each transfer (the i-th has the tag 100 + i),
+ * and the loss. */
+static inline void assert_loss(const struct seen *seen, unsigned n_transfers, int status)
+{
+	cr_assert_eq(seen->n, n_transfers + 1);
+	for (unsigned i = 0; i < n_transfers; i++) {
+		cr_assert_eq(seen->events[i].type, KVXFER_EVENT_TERMINAL);
+		cr_assert_eq(seen->events[i].status, KVXFER_DAEMON_LOST);
+		cr_assert_eq(seen->events[i].scope, KVXFER_SCOPE_DAEMON);
+		cr_assert_eq(seen->events[i].tag, 100 + i);
+		cr_assert_eq(seen->events[i].op, KVXFER_WRITE);
+		cr_assert_eq(seen->events[i].bytes, 0);
+		if (i > 0)
+			cr_assert_gt(seen->events[i].transfer, seen->events[i - 1].transfer);
+	}
+	cr_assert_eq(seen->events[n_transfers].type, KVXFER_EVENT_DAEMON_LOST);
+	cr_assert_eq(seen->events[n_transfers].status, status);
+	cr_assert_neq(seen->events[n_transfers].text[0], '\0');
 }
 
 static inline bool is_readable(int fd, int timeout_ms)

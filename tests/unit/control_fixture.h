@@ -136,4 +136,56 @@ static inline void query(struct rig_client *rc, const char *verb)
 	rig_send(rc, KVXP__FRAME_TYPE__FRAME_QUERY, &req.base, -1);
 }
 
+static inline void post(struct rig_client *rc, uint64_t import, const char *text)
+{
+	Kvxp__MessagePost req = KVXP__MESSAGE_POST__INIT;
+
+	req.import = import;
+	req.data = (ProtobufCBinaryData){strlen(text), (uint8_t *)(uintptr_t)text};
+	rig_send(rc, KVXP__FRAME_TYPE__FRAME_MESSAGE_POST, &req.base, -1);
+}
+
+static inline void lost_is(struct rig_client *rc, uint64_t import, enum kvx_status status,
+			   const char *text)
+{
+	Kvxp__Event *event = rig_take_event(rc, KVXP__EVENT_TYPE__EVENT_IMPORT_LOST);
+
+	cr_assert_neq(event, NULL, "no IMPORT_LOST");
+	cr_assert_eq(event->import, import);
+	cr_assert_eq(event->status, status, "%s: %s", kvx_status_name(event->status), event->text);
+	cr_assert(strstr(event->text, text) != NULL, "'%s' not in '%s'", text, event->text);
+	kvxp__event__free_unpacked(event, NULL);
+}
+
+/* Types of the events that are there, in order, as letters: T, A(rrival), M, L(ost). */
+static inline const char *event_letters(const struct rig_client *rc)
+{
+	static char letters[RIG_FRAMES + 1];
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < rc->n_frames; i++) {
+		const struct rig_frame *frame = &rc->frames[i];
+		Kvxp__Event *event;
+
+		if (frame->type != KVXP__FRAME_TYPE__FRAME_EVENT)
+			continue;
+		event = kvxp__event__unpack(NULL, frame->len, frame->body);
+		cr_assert_neq(event, NULL);
+		letters[n++] = "?TAMLRD"[event->type];
+		kvxp__event__free_unpacked(event, NULL);
+	}
+	letters[n] = '\0';
+	return letters;
+}
+
+static inline void send_message(struct rig_client *rc, uint64_t import, const char *text)
+{
+	Kvxp__MessageSend req = KVXP__MESSAGE_SEND__INIT;
+
+	req.request_id = 9;
+	req.import = import;
+	req.data = (ProtobufCBinaryData){strlen(text), (uint8_t *)(uintptr_t)text};
+	rig_send(rc, KVXP__FRAME_TYPE__FRAME_MESSAGE_SEND, &req.base, -1);
+}
+
 #endif

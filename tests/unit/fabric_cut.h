@@ -77,4 +77,16 @@ static inline uint32_t raw_write(struct pair *p, uint8_t *out, uint32_t id)
 	return len + 64;
 }
 
+/* Says that data follows, and sends none. */
+static inline void announce(struct kvx_ep *ep, const struct kvx_rkey *rkey)
+{
+	uint8_t buf[KVX_PACK_HEAD_BYTES];
+	struct kvx_pack_writer w;
+
+	kvx_pack_begin(&w, buf, KVX_PACK_MAX_OPS, UINT64_MAX);
+	cr_assert_eq(kvx_pack_add(&w, &rkey->key, 0, BIG), 0);
+	uint32_t len = kvx_pack_end(&w, KVX_PACK_WRITE_AHEAD, ep->peer_secret, 0x100);
+	cr_assert_eq(fi_inject(ep->fid, buf, len, ep->peer), 0);
+}
+
 #endif

@@ -30,7 +30,6 @@ static int fake_open(void *device, const uint8_t ipc[KVX_GPU_IPC_BYTES],
 	struct kvx_gpu_event *event;
 	unsigned i;
 
-	maybe_hang(fake);
 	atomic_fetch_add(&fake->n_tries, 1);
 	if (atomic_load(&fake->open_error) != 0)
 		return atomic_load(&fake->open_error);
@@ -44,6 +43,19 @@ static int fake_open(void *device, const uint8_t ipc[KVX_GPU_IPC_BYTES],
 	atomic_fetch_add(&fake->n_opened, 1);
 	*out_event = event;
 	return 0;
+}
+
+static int fake_ready(struct kvx_gpu_event *event)
+{
+	struct gate_fake *fake = event->fake;
+	int err = atomic_load(&fake->ready_error);
+
+	if (err < 0) {
+		atomic_fetch_sub(&fake->n_open, 1);
+		free(event);
+		return err;
+	}
+	return atomic_load(&fake->slow[event->i]) ? 0 : 1;
 }
 
 static void fake_close(struct kvx_gpu_event *event)
@@ -61,8 +73,10 @@ static int fake_query(struct kvx_gpu_event *event)
 	return atomic_load(&event->fake->state[event->i]);
 }
 
-static const struct kvx_gpu_access fake_access = {
-    .event_open = fake_open, .event_close = fake_close, .event_query = fake_query};
+static const struct kvx_gpu_access fake_access = {.event_open = fake_open,
+						  .event_ready = fake_ready,
+						  .event_close = fake_close,
+						  .event_query = fake_query};
 
 void gate_fake_init(struct gate_fake *fake)
 {

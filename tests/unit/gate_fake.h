@@ -13,7 +13,9 @@ struct gate_fake {
 	_Atomic int
 	    state[GATE_FAKE_EVENTS]; /* as event_query(): 0 not yet, 1 reached, or an error */
 	_Atomic int open_error;      /* of the next event_open()s; 0: none */
-	_Atomic int hang;            /* 1: the next query or open does not return before it is 0 */
+	_Atomic int ready_error;     /* of the next event_ready()s; 0: none */
+	_Atomic bool slow[GATE_FAKE_EVENTS]; /* it is not open as long */
+	_Atomic int hang;                    /* 1: the next query does not return before it is 0 */
 	_Atomic unsigned n_open, n_opened, n_tries, n_queries, n_hanging;
 	void (*on_query)(void); /* NULL, or runs in each event_query() */
 	struct kvx_gpu_mem gpu;

@@ -29,6 +29,7 @@ enum fake_call {
 	FAKE_EVENT_CREATE,
 	FAKE_EVENT_RECORD,
 	FAKE_EVENT_QUERY,
+	FAKE_EVENT_OPEN,
 	FAKE_COPY,
 	FAKE_COPY_RECT,
 	FAKE_COPY_BATCH,
@@ -51,10 +52,15 @@ struct fake_gpu {
 	_Atomic uint64_t last_alloc;       /* what mem_alloc() gave */
 	_Atomic bool hold;                 /* copies stay in their streams */
 	_Atomic unsigned let_through;      /* but so many events, with what is before them */
+	_Atomic uint64_t hang_pin_bytes;   /* host_pin() of so many or more hangs; 0: none */
+	_Atomic int last_pin_device;       /* which the thread was bound to; -1: none yet */
 	_Atomic bool no_peers;             /* no device reaches the other */
 	/* ipc_open(), reset() and event_destroy() wait here while they are to hang. */
 	_Atomic bool hang_ipc, hang_reset, hang_destroy;
 	sem_t let_go;
+	/* The call does not return as long; one that a reset meets in it finds its device gone. */
+	_Atomic bool hang[FAKE_CALLS];
+	_Atomic unsigned n_resets;
 };
 extern struct fake_gpu fake;
 /* Which way takes a millisecond longer, for who measures. Set before the domain is opened. */

@@ -100,6 +100,8 @@ void rig_pass(struct peer_rig *rig, uint64_t ms) KVX_ON_LOOP; /* so much virtual
 void rig_wire_b(struct peer_rig *rig);
 void rig_wire_cut(struct peer_rig *rig);
 void rig_wire_cut_near(struct peer_rig *rig); /* b does not notice */
+/* A socket to where a side listens, that does not block; -1: it is refused. */
+int rig_connect(const struct rig_side *to);
 
 struct kvx_region *rig_region(struct rig_side *side, uint64_t len, uint32_t access,
 			      struct kvx_layout *layout) KVX_ON_LOOP;

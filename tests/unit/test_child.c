@@ -1,6 +1,6 @@
 /* Asking in a child process: what it says, how it ends, and that nobody waits for one that does not
  * end, not even when it is killed. */
-#include "child.h"
+#include "base/child.h"
 
 #include <errno.h>
 #include <signal.h>

@@ -6,18 +6,9 @@
 
 #include "libclient/client_priv.h"
 #include "test_end.h"
+#include "test_rng.h"
 
 #define MAX_OPS 700u
-
-static uint64_t rng_state;
-
-static uint64_t rng(void)
-{
-	rng_state ^= rng_state << 13;
-	rng_state ^= rng_state >> 7;
-	rng_state ^= rng_state << 17;
-	return rng_state;
-}
 
 /* Mostly small, sometimes 0, sometimes anything. */
 static uint64_t rng_value(void)

@@ -1,5 +1,4 @@
-/* Regions and imports of the client library: what memory is taken, what the daemon is told, what a
- * late answer does. */
+/* Regions of the client library: what memory is taken, what the daemon is told. */
 #include "client_fixture.h"
 
 #include <errno.h>
@@ -13,14 +12,6 @@
 
 #include "proto/kvx_wire.h"
 #include "test_end.h"
-
-static struct kvxfer_client *open_or_fail(const struct fake_daemon *d, int timeout_ms)
-{
-	struct kvxfer_client *client;
-
-	cr_assert_eq(open_client(d, timeout_ms, &client), 0, "%s", kvxfer_open_error());
-	return client;
-}
 
 /* Keeps what the daemon got with the last registration. */
 struct registered {
@@ -69,11 +60,7 @@ Test(client_region, alloc_sends_a_sealed_memfd_of_the_same_memory)
 	char *data, *seen;
 
 	kvxfer_layout_split_kv(0, 2, 10, 512, planes);
-	fake_daemon_init(&d);
-	d.hook = keep_registration;
-	d.arg = &got;
-	fake_daemon_start(&d);
-	client = open_or_fail(&d, 2000);
+	client = start_client(&d, keep_registration, &got, 2000);
 	cr_assert_eq(kvxfer_region_alloc(client, 20481, &options, &region), 0, "%s",
 		     kvxfer_client_error(client));
 	cr_assert_eq(kvxfer_region_bytes(region), 24576);
@@ -95,8 +82,7 @@ Test(client_region, alloc_sends_a_sealed_memfd_of_the_same_memory)
 	munmap(seen, 24576);
 	close(got.fd);
 	cr_assert_eq(kvxfer_region_unregister(region), 0);
-	kvxfer_client_close(client);
-	fake_daemon_stop(&d);
+	stop_client(&d, client);
 	KVX_TEST_END();
 }
 
@@ -109,11 +95,7 @@ Test(client_region, register_takes_the_users_memfd_and_seals_it)
 	struct fake_daemon d;
 
 	cr_assert_eq(ftruncate(fd, 65536), 0);
-	fake_daemon_init(&d);
-	d.hook = keep_registration;
-	d.arg = &got;
-	fake_daemon_start(&d);
-	client = open_or_fail(&d, 2000);
+	client = start_client(&d, keep_registration, &got, 2000);
 	cr_assert_eq(kvxfer_region_register(client, fd, 4096, 8192, NULL, &region), 0, "%s",
 		     kvxfer_client_error(client));
 	cr_assert_null(kvxfer_region_data(region));
@@ -125,8 +107,7 @@ Test(client_region, register_takes_the_users_memfd_and_seals_it)
 	cr_assert_eq(ftruncate(fd, 4096), -1);
 	close(got.fd);
 	close(fd); /* the library has its own */
-	kvxfer_client_close(client);
-	fake_daemon_stop(&d);
+	stop_client(&d, client);
 	KVX_TEST_END();
 }
 
@@ -145,9 +126,7 @@ Test(client_region, register_refuses_what_is_no_sealable_memfd)
 	cr_assert_eq(ftruncate(good, 65536), 0);
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", good);
 	readonly = open(path, O_RDONLY | O_CLOEXEC);
-	fake_daemon_init(&d);
-	fake_daemon_start(&d);
-	client = open_or_fail(&d, 2000);
+	client = start_client(&d, NULL, NULL, 2000);
 	cr_assert_eq(kvxfer_region_register(client, pipes[0], 0, 4096, NULL, &region), -EBADF);
 	cr_assert_not_null(strstr(kvxfer_client_error(client), "not a memfd"));
 	cr_assert_eq(kvxfer_region_register(client, zero, 0, 4096, NULL, &region), -EBADF);
@@ -163,8 +142,7 @@ Test(client_region, register_refuses_what_is_no_sealable_memfd)
 		     -EINVAL);
 	cr_assert_eq(fcntl(good, F_GET_SEALS) & F_SEAL_SEAL, 0, "sealed in spite of refusal");
 	cr_assert_eq(d.n_frames[KVXP__FRAME_TYPE__FRAME_REGION_REGISTER], 0);
-	kvxfer_client_close(client);
-	fake_daemon_stop(&d);
+	stop_client(&d, client);
 	close(plain);
 	close(good);
 	close(zero);
@@ -192,9 +170,7 @@ Test(client_region, alloc_refuses_bad_layouts_and_options)
 	struct kvxfer_region *region;
 	struct fake_daemon d;
 
-	fake_daemon_init(&d);
-	fake_daemon_start(&d);
-	client = open_or_fail(&d, 2000);
+	client = start_client(&d, NULL, NULL, 2000);
 	cr_assert_eq(alloc_with_plane(client, (struct kvxfer_plane){"a", 0, 64, 0, 1}), -EINVAL);
 	cr_assert_eq(alloc_with_plane(client, (struct kvxfer_plane){"a", 0, 63, 64, 1}), -EINVAL);
 	cr_assert_eq(alloc_with_plane(client, (struct kvxfer_plane){"a", 0, 64, 64, 129}), -EINVAL);
@@ -231,8 +207,7 @@ Test(client_region, alloc_refuses_bad_layouts_and_options)
 	options.struct_bytes = 0;
 	cr_assert_eq(kvxfer_region_alloc(client, 8192, &options, &region), -EINVAL);
 	cr_assert_eq(d.n_frames[KVXP__FRAME_TYPE__FRAME_REGION_REGISTER], 0);
-	kvxfer_client_close(client);
-	fake_daemon_stop(&d);
+	stop_client(&d, client);
 	KVX_TEST_END();
 }
 
@@ -250,225 +225,11 @@ Test(client_region, refusal_of_the_daemon_is_passed_on)
 	struct kvxfer_region *region = NULL;
 	struct fake_daemon d;
 
-	fake_daemon_init(&d);
-	d.hook = refuse_register;
-	fake_daemon_start(&d);
-	client = open_or_fail(&d, 2000);
+	client = start_client(&d, refuse_register, NULL, 2000);
 	cr_assert_eq(kvxfer_region_alloc(client, 8192, NULL, &region), -EDQUOT);
 	cr_assert_str_eq(kvxfer_client_error(client), "only 3 regions per client");
 	cr_assert_null(region);
-	kvxfer_client_close(client);
-	fake_daemon_stop(&d);
-	KVX_TEST_END();
-}
-
-Test(client_region, export_gives_the_same_bytes_each_time)
-{
-	struct kvxfer_region *closed;
-	uint8_t descriptor[KVXFER_DESCRIPTOR_MAX];
-	struct fake_daemon d;
-	struct pair pair;
-
-	fake_daemon_init(&d);
-	fake_daemon_start(&d);
-	pair = open_pair(&d, 2000);
-	cr_assert_eq(kvxfer_region_export(pair.region, descriptor, 3), -ENOSPC);
-	cr_assert_eq(kvxfer_region_export(pair.region, NULL, 3), -EINVAL);
-	for (int i = 0; i < 2; i++) {
-		memset(descriptor, 0, sizeof(descriptor));
-		cr_assert_eq(kvxfer_region_export(pair.region, descriptor, sizeof(descriptor)), 12);
-		cr_assert_arr_eq(descriptor, "a descriptor", 12);
-	}
-	cr_assert_eq(kvxfer_region_alloc(pair.client, 4096, NULL, &closed), 0);
-	cr_assert_eq(kvxfer_region_export(closed, descriptor, sizeof(descriptor)), -EACCES);
-	kvxfer_client_close(pair.client);
-	fake_daemon_stop(&d);
-	KVX_TEST_END();
-}
-
-Test(client_region, import_shows_the_remote_layout)
-{
-	Kvxp__Plane remote = KVXP__PLANE__INIT, *remotes[1] = {&remote};
-	Kvxp__Layout layout = KVXP__LAYOUT__INIT;
-	struct kvxfer_plane plane;
-	struct fake_daemon d;
-	struct pair pair;
-
-	remote.name = (char *)(uintptr_t) "latent.with.a.name.of.more.than.thirty.two.bytes";
-	remote.offset = 128;
-	remote.block_stride = 256;
-	remote.block_bytes = 200;
-	remote.n_blocks = 7;
-	layout.n_planes = 1;
-	layout.planes = remotes;
-	fake_daemon_init(&d);
-	d.import_layout = &layout;
-	d.import_bytes = 12345;
-	fake_daemon_start(&d);
-	pair = open_pair(&d, 2000);
-	cr_assert_eq(kvxfer_import_bytes(pair.import_), 12345);
-	cr_assert_eq(kvxfer_import_planes(pair.import_), 1);
-	cr_assert_eq(kvxfer_import_plane(pair.import_, 0, &plane), 0);
-	cr_assert_str_eq(plane.name, "latent.with.a.name.of.more.than.");
-	cr_assert_eq(plane.offset, 128);
-	cr_assert_eq(plane.block_stride, 256);
-	cr_assert_eq(plane.block_bytes, 200);
-	cr_assert_eq(plane.n_blocks, 7);
-	cr_assert_eq(kvxfer_import_plane(pair.import_, 1, &plane), -ERANGE);
-	cr_assert_str_eq(kvxfer_import_transport(pair.import_), "copy");
-	cr_assert_eq(kvxfer_import_close(pair.import_), 0);
-	cr_assert_eq(d.n_frames[KVXP__FRAME_TYPE__FRAME_IMPORT_RELEASE], 1);
-	kvxfer_client_close(pair.client);
-	fake_daemon_stop(&d);
-	KVX_TEST_END();
-}
-
-static enum fake_answer refuse_layout(struct fake_daemon *d, uint16_t type)
-{
-	Kvxp__Import *m;
-
-	if (type != KVXP__FRAME_TYPE__FRAME_IMPORT)
-		return FAKE_DEFAULT;
-	m = kvxp__import__unpack(NULL, d->len_bytes, d->body);
-	*(uint64_t *)d->arg = m->check_region;
-	kvxp__import__free_unpacked(m, NULL);
-	fake_reply(d, fake_request_id(d), KVXFER_LAYOUT,
-		   "plane 3: block_bytes 4096 here, 8192 there", 0);
-	return FAKE_DONE;
-}
-
-Test(client_region, import_says_where_layouts_differ)
-{
-	struct kvxfer_import_options options = {.struct_bytes = sizeof(options)};
-	struct kvxfer_client *client, *other;
-	struct kvxfer_region *region;
-	struct kvxfer_import *import_;
-	uint64_t checked = 0;
-	struct fake_daemon d, d2;
-
-	fake_daemon_init(&d);
-	fake_daemon_init(&d2);
-	d.hook = refuse_layout;
-	d.arg = &checked;
-	d.next_id = 41;
-	fake_daemon_start(&d);
-	fake_daemon_start(&d2);
-	client = open_or_fail(&d, 2000);
-	other = open_or_fail(&d2, 2000);
-	cr_assert_eq(kvxfer_region_alloc(client, 4096, NULL, &region), 0);
-	options.compare = region;
-	cr_assert_eq(kvxfer_import_open(client, "d", 1, &options, &import_), -EMEDIUMTYPE);
-	cr_assert_not_null(strstr(kvxfer_client_error(client), "4096 here, 8192 there"));
-	cr_assert_eq(checked, 42);
-	cr_assert_eq(kvxfer_import_open(other, "d", 1, &options, &import_), -EINVAL);
-	cr_assert_eq(kvxfer_import_open(client, "d", 0, NULL, &import_), -EINVAL);
-	cr_assert_eq(kvxfer_import_open(client, "d", 513, NULL, &import_), -EINVAL);
-	cr_assert_eq(kvxfer_import_open(client, NULL, 1, NULL, &import_), -EINVAL);
-	kvxfer_client_close(client);
-	kvxfer_client_close(other);
-	fake_daemon_stop(&d);
-	fake_daemon_stop(&d2);
-	KVX_TEST_END();
-}
-
-/* ---- answers that come too late. The daemon holds one back until the test asks for it with a
- * query. */
-
-struct late {
-	uint16_t type;
-	_Atomic uint32_t held_request; /* 0: none */
-	_Atomic uint64_t released;
-};
-
-static enum fake_answer answer_late(struct fake_daemon *d, uint16_t type)
-{
-	struct late *late = d->arg;
-	Kvxp__RegionUnregister *m;
-
-	if (type == late->type && late->held_request == 0) {
-		late->held_request = fake_request_id(d);
-		return FAKE_DONE;
-	}
-	if (type == KVXP__FRAME_TYPE__FRAME_QUERY)
-		fake_reply(d, late->held_request, 0, "", 77);
-	if (type == KVXP__FRAME_TYPE__FRAME_REGION_UNREGISTER ||
-	    type == KVXP__FRAME_TYPE__FRAME_IMPORT_RELEASE) {
-		m = kvxp__region_unregister__unpack(NULL, d->len_bytes, d->body);
-		late->released = m->region;
-		kvxp__region_unregister__free_unpacked(m, NULL);
-	}
-	return FAKE_DEFAULT;
-}
-
-static void start_late(struct fake_daemon *d, struct late *late, uint16_t type)
-{
-	fake_daemon_init(d);
-	late->type = type;
-	d->hook = answer_late;
-	d->arg = late;
-	fake_daemon_start(d);
-}
-
-Test(client_region, registration_that_comes_too_late_is_undone)
-{
-	struct late late = {0};
-	struct kvxfer_client *client;
-	struct kvxfer_region *region;
-	struct fake_daemon d;
-	char *json;
-
-	start_late(&d, &late, KVXP__FRAME_TYPE__FRAME_REGION_REGISTER);
-	client = open_or_fail(&d, 500);
-	cr_assert_eq(kvxfer_region_alloc(client, 4096, NULL, &region), -ETIMEDOUT);
-	for (int i = 0; i < 2; i++) { /* the second is answered after the undoing was read */
-		cr_assert_eq(kvxfer_client_query(client, "status", NULL, &json), 0);
-		free(json);
-	}
-	cr_assert_eq(late.released, 77);
-	kvxfer_client_close(client);
-	fake_daemon_stop(&d);
-	KVX_TEST_END();
-}
-
-Test(client_region, import_that_comes_too_late_is_released)
-{
-	struct late late = {0};
-	struct kvxfer_client *client;
-	struct kvxfer_import *import_;
-	struct fake_daemon d;
-	char *json;
-
-	start_late(&d, &late, KVXP__FRAME_TYPE__FRAME_IMPORT);
-	client = open_or_fail(&d, 500);
-	cr_assert_eq(kvxfer_import_open(client, "d", 1, NULL, &import_), -ETIMEDOUT);
-	for (int i = 0; i < 2; i++) {
-		cr_assert_eq(kvxfer_client_query(client, "status", NULL, &json), 0);
-		free(json);
-	}
-	cr_assert_eq(late.released, 77);
-	kvxfer_client_close(client);
-	fake_daemon_stop(&d);
-	KVX_TEST_END();
-}
-
-Test(client_region, unregister_can_be_repeated_and_is_sent_once)
-{
-	struct late late = {0};
-	struct fake_daemon d;
-	struct pair pair;
-	char *json;
-
-	start_late(&d, &late, KVXP__FRAME_TYPE__FRAME_REGION_UNREGISTER);
-	pair = open_pair(&d, 500);
-	cr_assert_eq(kvxfer_region_unregister(pair.region), -ETIMEDOUT);
-	cr_assert_eq(kvxfer_region_unregister(pair.region), -ETIMEDOUT);
-	memset(kvxfer_region_data(pair.region), 1, 4096); /* still mapped */
-	cr_assert_eq(kvxfer_client_query(pair.client, "status", NULL, &json), 0);
-	free(json);
-	cr_assert_eq(kvxfer_region_unregister(pair.region), 0);
-	cr_assert_eq(d.n_frames[KVXP__FRAME_TYPE__FRAME_REGION_UNREGISTER], 1);
-	kvxfer_client_close(pair.client);
-	fake_daemon_stop(&d);
+	stop_client(&d, client);
 	KVX_TEST_END();
 }
 
@@ -481,9 +242,7 @@ Test(client_region, hugepages_come_or_are_missed_in_words)
 	struct fake_daemon d;
 	int err;
 
-	fake_daemon_init(&d);
-	fake_daemon_start(&d);
-	client = open_or_fail(&d, 2000);
+	client = start_client(&d, NULL, NULL, 2000);
 	err = kvxfer_region_alloc(client, 4096, &options, &region);
 	if (err == 0) {
 		cr_assert_eq(kvxfer_region_bytes(region), 2 << 20);
@@ -491,8 +250,7 @@ Test(client_region, hugepages_come_or_are_missed_in_words)
 		cr_assert_eq(err, -ENOMEM, "%d: %s", err, kvxfer_client_error(client));
 		cr_assert_not_null(strstr(kvxfer_client_error(client), "huge pages"));
 	}
-	kvxfer_client_close(client);
-	fake_daemon_stop(&d);
+	stop_client(&d, client);
 	KVX_TEST_END();
 }
 
@@ -505,9 +263,7 @@ Test(client_region, a_process_without_file_descriptors_is_told_so)
 	struct rlimit limit;
 	char *json;
 
-	fake_daemon_init(&d);
-	fake_daemon_start(&d);
-	client = open_or_fail(&d, 2000);
+	client = start_client(&d, NULL, NULL, 2000);
 	cr_assert_eq(getrlimit(RLIMIT_NOFILE, &limit), 0);
 	for (unsigned room = 0; room < 8; room++) {
 		struct kvxfer_region *region = NULL;
@@ -529,8 +285,7 @@ Test(client_region, a_process_without_file_descriptors_is_told_so)
 		free(json);
 	}
 	cr_assert(n_refused >= 2 && n_ok >= 1, "%u refused, %u not", n_refused, n_ok);
-	kvxfer_client_close(client);
-	fake_daemon_stop(&d);
+	stop_client(&d, client);
 	KVX_TEST_END();
 }
 
@@ -546,9 +301,7 @@ Test(client_region, a_user_with_too_many_file_descriptors_under_way_is_told_so)
 	int others[2], fds[200], err = 0;
 	char *json;
 
-	fake_daemon_init(&d);
-	fake_daemon_start(&d);
-	client = open_or_fail(&d, 2000);
+	client = start_client(&d, NULL, NULL, 2000);
 	cr_assert_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, others), 0);
 	cr_assert_eq(kvx_writer_create(&writer), 0);
 	for (unsigned i = 0; i < 200; i++)
@@ -575,7 +328,6 @@ Test(client_region, a_user_with_too_many_file_descriptors_under_way_is_told_so)
 		err = kvxfer_region_alloc(client, 4096, NULL, &region);
 	}
 	cr_assert_eq(err, 0, "%s", kvxfer_client_error(client));
-	kvxfer_client_close(client);
-	fake_daemon_stop(&d);
+	stop_client(&d, client);
 	KVX_TEST_END();
 }

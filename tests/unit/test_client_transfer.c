@@ -1,13 +1,10 @@
-/* Data calls and events of the client library: what is refused, what is sent, and that every event
- * comes once, in order, however it was received. */
+/* Data calls of the client library, messages and queries: what is refused, and what is sent. */
 #include "client_fixture.h"
 
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdlib.h>
-#include <unistd.h>
 
-#include "fault_alloc.h"
 #include "libclient/client_priv.h"
 #include "test_end.h"
 
@@ -99,177 +96,8 @@ Test(client_transfer, frame_over_the_daemons_limit_is_emsgsize)
 	t.region = pair.region;
 	t.import_ = pair.import_;
 	cr_assert_eq(kvxfer_transfer_submit(pair.client, &t, NULL), -EMSGSIZE);
-	kvxfer_client_close(pair.client);
-	fake_daemon_stop(&d);
+	stop_pair(&d, &pair);
 	free(offsets);
-	KVX_TEST_END();
-}
-
-Test(client_transfer, each_ends_once_with_its_tag)
-{
-	struct fake_daemon d;
-	struct pair pair;
-	struct seen seen = {0};
-	uint64_t ids[100];
-
-	fake_daemon_init(&d);
-	fake_daemon_start(&d);
-	pair = open_pair(&d, 2000);
-	for (uint64_t i = 0; i < 100; i++)
-		cr_assert_eq(submit_one(&pair, 1000 + i, &ids[i]), 0);
-	wait_events(pair.client, &seen, 100);
-	for (unsigned i = 0; i < 100; i++) {
-		const struct seen_event *e = &seen.events[i];
-
-		cr_assert_eq(e->type, KVXFER_EVENT_TERMINAL);
-		cr_assert_eq(e->status, KVXFER_OK);
-		cr_assert_eq(e->transfer, ids[i]);
-		cr_assert_eq(e->tag, 1000 + i);
-		cr_assert_eq(e->op, KVXFER_WRITE);
-		cr_assert_eq(e->bytes, FAKE_BYTES_PER_TRANSFER);
-		cr_assert_str_eq(e->transport, "copy");
-	}
-	cr_assert_eq(kvxfer_client_dispatch(pair.client, seen_event, &seen), 0);
-	cr_assert_not(is_readable(kvxfer_client_fd(pair.client), 0));
-	kvxfer_client_close(pair.client);
-	fake_daemon_stop(&d);
-	KVX_TEST_END();
-}
-
-static enum fake_answer say_it_twice(struct fake_daemon *d, uint16_t type)
-{
-	if (type != KVXP__FRAME_TYPE__FRAME_XFER_SUBMIT)
-		return FAKE_DEFAULT;
-	fake_terminal(d, 999, 0); /* never was */
-	fake_terminal(d, 1, 0);
-	fake_terminal(d, 1, 0);
-	fake_event(d, (Kvxp__EventType)4711, 1, 1, NULL); /* a type of the future */
-	fake_event(d, KVXP__EVENT_TYPE__EVENT_IMPORT_LOST, 4711, 0, NULL);
-	fake_event(d, KVXP__EVENT_TYPE__EVENT_REGION_LOST, 4711, 0, NULL);
-	fake_event(d, KVXP__EVENT_TYPE__EVENT_DRAINING, 0, 0, NULL);
-	return FAKE_DONE;
-}
-
-Test(client_transfer, duplicates_strangers_and_unknown_types_are_dropped)
-{
-	struct fake_daemon d;
-	struct pair pair;
-	struct seen seen = {0};
-
-	fake_daemon_init(&d);
-	d.hook = say_it_twice;
-	fake_daemon_start(&d);
-	pair = open_pair(&d, 2000);
-	cr_assert_eq(submit_one(&pair, 7, NULL), 0);
-	wait_events(pair.client, &seen, 2);
-	cr_assert_eq(seen.events[0].type, KVXFER_EVENT_TERMINAL);
-	cr_assert_eq(seen.events[0].tag, 7);
-	cr_assert_eq(seen.events[1].type, KVXFER_EVENT_DRAINING);
-	cr_assert_eq(kvxfer_client_wait(pair.client, 50, seen_event, &seen), 0);
-	kvxfer_client_close(pair.client);
-	fake_daemon_stop(&d);
-	KVX_TEST_END();
-}
-
-/* Region 1 and import 2 are those of open_pair(). */
-static enum fake_answer send_events_before_reply(struct fake_daemon *d, uint16_t type)
-{
-	if (type != KVXP__FRAME_TYPE__FRAME_QUERY)
-		return FAKE_DEFAULT;
-	fake_event(d, KVXP__EVENT_TYPE__EVENT_ARRIVAL, 1, 11, "ready");
-	fake_event(d, KVXP__EVENT_TYPE__EVENT_MESSAGE, 1, 0, "hello");
-	fake_answer_plainly(d, type);
-	fake_event(d, KVXP__EVENT_TYPE__EVENT_IMPORT_LOST, 2, 0, NULL);
-	fake_event(d, KVXP__EVENT_TYPE__EVENT_REGION_LOST, 1, 0, NULL);
-	fake_event(d, KVXP__EVENT_TYPE__EVENT_ARRIVAL, 99, 12, NULL);
-	return FAKE_DONE;
-}
-
-/* Whoever only polls must hear of events that came while another call was waiting. */
-Test(client_transfer, events_during_a_set_up_call_are_kept_and_polled)
-{
-	struct fake_daemon d;
-	struct pair pair;
-	struct seen seen = {0};
-	char *json;
-
-	fake_daemon_init(&d);
-	d.hook = send_events_before_reply;
-	fake_daemon_start(&d);
-	pair = open_pair(&d, 2000);
-	cr_assert_eq(kvxfer_client_query(pair.client, "status", NULL, &json), 0);
-	cr_assert_str_eq(json, "{}");
-	free(json);
-	while (seen.n < 5) {
-		cr_assert(is_readable(kvxfer_client_fd(pair.client), 2000), "%u events", seen.n);
-		cr_assert_geq(kvxfer_client_dispatch(pair.client, seen_event, &seen), 0);
-	}
-	cr_assert_eq(seen.events[0].type, KVXFER_EVENT_ARRIVAL);
-	cr_assert_eq(seen.events[0].tag, 11);
-	cr_assert_eq(seen.events[0].region, pair.region);
-	cr_assert_str_eq(seen.events[0].payload, "ready");
-	cr_assert_eq(seen.events[1].type, KVXFER_EVENT_MESSAGE);
-	cr_assert_str_eq(seen.events[1].payload, "hello");
-	cr_assert_eq(seen.events[1].tag, 0);
-	cr_assert_eq(seen.events[2].type, KVXFER_EVENT_IMPORT_LOST);
-	cr_assert_eq(seen.events[2].import_, pair.import_);
-	cr_assert_eq(seen.events[3].type, KVXFER_EVENT_REGION_LOST);
-	cr_assert_eq(seen.events[3].region, pair.region);
-	cr_assert_eq(seen.events[4].type, KVXFER_EVENT_ARRIVAL);
-	cr_assert_null(seen.events[4].region);
-	cr_assert_not(is_readable(kvxfer_client_fd(pair.client), 0));
-	kvxfer_client_close(pair.client);
-	fake_daemon_stop(&d);
-	KVX_TEST_END();
-}
-
-struct nested {
-	struct pair pair;
-	int n;
-	int submit, cancel, dispatch, wait, query, unregister, reconnect;
-};
-
-static void nested_event(struct kvxfer_client *client, const struct kvxfer_event *event, void *arg)
-{
-	struct nested *nested = arg;
-	struct seen seen = {0};
-	uint64_t transfer;
-	char *json;
-
-	if (nested->n++ > 0)
-		return;
-	nested->submit = submit_one(&nested->pair, 2, &transfer);
-	nested->cancel = kvxfer_transfer_cancel(client, transfer);
-	nested->dispatch = kvxfer_client_dispatch(client, seen_event, &seen);
-	nested->wait = kvxfer_client_wait(client, 10, seen_event, &seen);
-	nested->query = kvxfer_client_query(client, "status", NULL, &json);
-	nested->unregister = kvxfer_region_unregister(nested->pair.region);
-	nested->reconnect = kvxfer_client_reconnect(client);
-	kvxfer_client_close(client);
-}
-
-Test(client_transfer, callbacks_may_submit_but_not_wait)
-{
-	struct fake_daemon d;
-	struct nested nested = {0};
-
-	fake_daemon_init(&d);
-	fake_daemon_start(&d);
-	nested.pair = open_pair(&d, 2000);
-	cr_assert_eq(submit_one(&nested.pair, 1, NULL), 0);
-	while (nested.n < 2)
-		cr_assert_gt(kvxfer_client_wait(nested.pair.client, 2000, nested_event, &nested),
-			     0);
-	cr_assert_eq(nested.submit, 0);
-	cr_assert_eq(nested.cancel, 0);
-	cr_assert_eq(nested.dispatch, -EBUSY);
-	cr_assert_eq(nested.wait, -EBUSY);
-	cr_assert_eq(nested.query, -EBUSY);
-	cr_assert_eq(nested.unregister, -EBUSY);
-	cr_assert_eq(nested.reconnect, -EBUSY);
-	kvxfer_client_close(nested.pair.client);
-	cr_assert_eq(d.n_frames[KVXP__FRAME_TYPE__FRAME_XFER_CANCEL], 1);
-	fake_daemon_stop(&d);
 	KVX_TEST_END();
 }
 
@@ -283,9 +111,7 @@ Test(client_transfer, streaming_takes_appends_until_sealed)
 	struct seen seen = {0};
 	uint64_t transfer;
 
-	fake_daemon_init(&d);
-	fake_daemon_start(&d);
-	pair = open_pair(&d, 2000);
+	pair = start_pair(&d, NULL, NULL, 2000);
 	t.region = pair.region;
 	t.import_ = pair.import_;
 	cr_assert_eq(kvxfer_transfer_append(pair.client, 1, &blocks, NULL), -ENOENT);
@@ -302,251 +128,9 @@ Test(client_transfer, streaming_takes_appends_until_sealed)
 	cr_assert_eq(kvxfer_transfer_cancel(pair.client, transfer), -ENOENT);
 	cr_assert_eq(submit_one(&pair, 1, &transfer), 0);
 	cr_assert_eq(kvxfer_transfer_append(pair.client, transfer, &blocks, NULL), -ENOENT);
-	kvxfer_client_close(pair.client);
-	fake_daemon_stop(&d);
+	stop_pair(&d, &pair);
 	KVX_TEST_END();
 }
-
-/* The daemon stops reading until released: what the socket does not take waits in the library. */
-static enum fake_answer stop_reading(struct fake_daemon *d, uint16_t type)
-{
-	_Atomic int *gate = d->arg;
-
-	while (type == KVXP__FRAME_TYPE__FRAME_XFER_SUBMIT && *gate == 1)
-		usleep(1000);
-	return FAKE_DEFAULT;
-}
-
-Test(client_transfer, full_socket_keeps_order_and_loses_nothing)
-{
-	enum { N_OPS = 16384, N = 100 };
-	uint64_t *offsets = calloc(N_OPS, sizeof(*offsets));
-	struct kvxfer_ops ops = {N_OPS, offsets, offsets, NULL, 8};
-	struct kvxfer_transfer t = {.struct_bytes = sizeof(t), .op = KVXFER_READ, .ops = &ops};
-	_Atomic int gate = 1;
-	struct fake_daemon d;
-	struct pair pair;
-	struct seen seen = {0};
-
-	fake_daemon_init(&d);
-	d.hook = stop_reading;
-	d.arg = &gate;
-	fake_daemon_start(&d);
-	pair = open_pair(&d, 5000);
-	t.region = pair.region;
-	t.import_ = pair.import_;
-	for (t.tag = 0; t.tag < N; t.tag++) /* 26 MB: more than any socket buffer */
-		cr_assert_eq(kvxfer_transfer_submit(pair.client, &t, NULL), 0);
-	cr_assert_not(is_readable(kvxfer_client_fd(pair.client), 50));
-	gate = 0;
-	while (seen.n < N) { /* only by polling: the fd must tell when there is room to send */
-		cr_assert(is_readable(kvxfer_client_fd(pair.client), 5000), "%u", seen.n);
-		cr_assert_geq(kvxfer_client_dispatch(pair.client, seen_event, &seen), 0);
-	}
-	for (unsigned i = 0; i < N; i++)
-		cr_assert_eq(seen.events[i].tag, i);
-	cr_assert_not(is_readable(kvxfer_client_fd(pair.client), 0));
-	kvxfer_client_close(pair.client);
-	fake_daemon_stop(&d);
-	free(offsets);
-	KVX_TEST_END();
-}
-
-Test(client_transfer, backlog_is_bounded)
-{
-	enum { N_OPS = 32768 };
-	uint64_t *offsets = calloc(N_OPS, sizeof(*offsets));
-	struct kvxfer_ops ops = {N_OPS, offsets, offsets, NULL, 8};
-	struct kvxfer_transfer t = {.struct_bytes = sizeof(t), .op = KVXFER_READ, .ops = &ops};
-	_Atomic int gate = 1;
-	struct fake_daemon d;
-	struct pair pair;
-	struct seen seen = {0};
-	unsigned n = 0;
-	int err;
-
-	fake_daemon_init(&d);
-	d.hook = stop_reading;
-	d.arg = &gate;
-	fake_daemon_start(&d);
-	pair = open_pair(&d, 5000);
-	t.region = pair.region;
-	t.import_ = pair.import_;
-	while ((err = kvxfer_transfer_submit(pair.client, &t, NULL)) == 0)
-		cr_assert_lt(++n, 1000);
-	cr_assert_eq(err, -EAGAIN);
-	gate = 0;
-	wait_events(pair.client, &seen, n);
-	cr_assert_eq(kvxfer_transfer_submit(pair.client, &t, NULL), 0);
-	wait_events(pair.client, &seen, n + 1);
-	kvxfer_client_close(pair.client);
-	fake_daemon_stop(&d);
-	free(offsets);
-	KVX_TEST_END();
-}
-
-Test(client_transfer, steady_state_allocates_nothing)
-{
-	struct fake_daemon d;
-	struct pair pair;
-	struct seen seen = {0};
-	int pid;
-
-	fake_daemon_init(&d);
-	pid = fake_daemon_fork(&d);
-	pair = open_pair(&d, 2000);
-	for (unsigned i = 0; i < 32; i++) {
-		cr_assert_eq(submit_one(&pair, i, NULL), 0);
-		wait_events(pair.client, &seen, i + 1);
-	}
-	fault_alloc_arm(1);
-	for (unsigned i = 32; i < 300; i++) {
-		cr_assert_eq(submit_one(&pair, i, NULL), 0);
-		while (seen.n <= i && kvxfer_client_wait(pair.client, 2000, seen_event, &seen) > 0)
-			;
-	}
-	cr_assert_not(fault_alloc_disarm());
-	cr_assert_eq(seen.n, 300);
-	kvxfer_client_close(pair.client);
-	fake_daemon_reap(pid);
-	KVX_TEST_END();
-}
-
-static enum fake_answer refuse_message(struct fake_daemon *d, uint16_t type)
-{
-	if (type != KVXP__FRAME_TYPE__FRAME_MESSAGE_SEND || *(_Atomic int *)d->arg == 0)
-		return FAKE_DEFAULT;
-	fake_reply(d, fake_request_id(d), KVXFER_CLIENT_LOST, "", 0);
-	return FAKE_DONE;
-}
-
-Test(client_transfer, messages_are_acknowledged_or_refused)
-{
-	uint8_t longer[KVXFER_PAYLOAD_MAX + 1] = {0};
-	_Atomic int refuse = 0;
-	struct fake_daemon d;
-	struct pair pair;
-
-	fake_daemon_init(&d);
-	d.hook = refuse_message;
-	d.arg = &refuse;
-	fake_daemon_start(&d);
-	pair = open_pair(&d, 2000);
-	cr_assert_eq(kvxfer_message_send(pair.import_, "hi", 2), 0);
-	cr_assert_eq(kvxfer_message_send(pair.import_, "hi", 0), -EINVAL);
-	cr_assert_eq(kvxfer_message_send(pair.import_, NULL, 1), -EINVAL);
-	cr_assert_eq(kvxfer_message_send(pair.import_, longer, sizeof(longer)), -EMSGSIZE);
-	refuse = 1;
-	cr_assert_eq(kvxfer_message_send(pair.import_, "hi", 2), -EPIPE);
-	cr_assert_neq(kvxfer_client_error(pair.client)[0], '\0');
-	kvxfer_client_close(pair.client);
-	fake_daemon_stop(&d);
-	KVX_TEST_END();
-}
-
-static enum fake_answer long_text_at_submit(struct fake_daemon *d, uint16_t type)
-{
-	static char text[40000];
-	Kvxp__Event event = KVXP__EVENT__INIT;
-
-	if (type != KVXP__FRAME_TYPE__FRAME_XFER_SUBMIT)
-		return FAKE_DEFAULT;
-	memset(text, 'x', sizeof(text) - 1);
-	event.type = KVXP__EVENT_TYPE__EVENT_TERMINAL;
-	event.xfer = 1;
-	event.status = KVXFER_TRANSPORT;
-	event.scope = KVXFER_SCOPE_PEER;
-	event.vendor_code = -7;
-	event.text = text;
-	fake_send(d, KVXP__FRAME_TYPE__FRAME_EVENT, &event.base, -1);
-	return FAKE_DONE;
-}
-
-Test(client_transfer, failure_carries_its_cause_however_long)
-{
-	struct fake_daemon d;
-	struct pair pair;
-	struct seen seen = {0};
-
-	fake_daemon_init(&d);
-	d.hook = long_text_at_submit;
-	fake_daemon_start(&d);
-	pair = open_pair(&d, 2000);
-	cr_assert_eq(submit_one(&pair, 1, NULL), 0);
-	wait_events(pair.client, &seen, 1);
-	cr_assert_eq(seen.events[0].status, KVXFER_TRANSPORT);
-	cr_assert_eq(seen.events[0].scope, KVXFER_SCOPE_PEER);
-	cr_assert_str_eq(seen.events[0].transport, "");
-	cr_assert_eq(strlen(seen.events[0].text), sizeof(seen.events[0].text) - 1);
-	kvxfer_client_close(pair.client);
-	fake_daemon_stop(&d);
-	KVX_TEST_END();
-}
-
-static enum fake_answer keep_query(struct fake_daemon *d, uint16_t type)
-{
-	Kvxp__Query *query;
-
-	if (type != KVXP__FRAME_TYPE__FRAME_QUERY)
-		return FAKE_DEFAULT;
-	query = kvxp__query__unpack(NULL, d->len_bytes, d->body);
-	fake_reply(d, query->request_id, strcmp(query->verb, "ping") == 0 ? 0 : KVXFER_UNSUPPORTED,
-		   query->arg, 0);
-	kvxp__query__free_unpacked(query, NULL);
-	return FAKE_DONE;
-}
-
-Test(client_transfer, queries_pass_verb_and_argument)
-{
-	char longer[300], *json = NULL;
-	struct fake_daemon d;
-	struct pair pair;
-
-	memset(longer, 'q', sizeof(longer));
-	longer[299] = '\0';
-	fake_daemon_init(&d);
-	d.hook = keep_query;
-	fake_daemon_start(&d);
-	pair = open_pair(&d, 2000);
-	cr_assert_eq(kvxfer_client_query(pair.client, "ping", "node-b:7", &json), 0);
-	cr_assert_str_eq(json, "node-b:7");
-	free(json);
-	json = NULL;
-	cr_assert_eq(kvxfer_client_query(pair.client, "dance", NULL, &json), -EOPNOTSUPP);
-	cr_assert_eq(kvxfer_client_query(pair.client, longer, NULL, &json), -EINVAL);
-	cr_assert_eq(kvxfer_client_query(pair.client, "ping", longer, &json), -EINVAL);
-	cr_assert_eq(kvxfer_client_query(pair.client, NULL, NULL, &json), -EINVAL);
-	cr_assert_eq(kvxfer_client_query(pair.client, "ping", NULL, NULL), -EINVAL);
-	cr_assert_null(json);
-	kvxfer_client_close(pair.client);
-	fake_daemon_stop(&d);
-	KVX_TEST_END();
-}
-
-Test(client_transfer, wait_keeps_its_time)
-{
-	struct fake_daemon d;
-	struct pair pair;
-	struct seen seen = {0};
-	struct timespec a, b;
-	long ms;
-
-	fake_daemon_init(&d);
-	fake_daemon_start(&d);
-	pair = open_pair(&d, 2000);
-	clock_gettime(CLOCK_MONOTONIC, &a);
-	cr_assert_eq(kvxfer_client_wait(pair.client, 80, seen_event, &seen), 0);
-	clock_gettime(CLOCK_MONOTONIC, &b);
-	ms = (b.tv_sec - a.tv_sec) * 1000 + (b.tv_nsec - a.tv_nsec) / 1000000;
-	cr_assert_geq(ms, 79);
-	cr_assert_eq(kvxfer_client_wait(pair.client, 0, seen_event, &seen), 0);
-	cr_assert_eq(kvxfer_client_wait(pair.client, 0, NULL, NULL), -EINVAL);
-	kvxfer_client_close(pair.client);
-	fake_daemon_stop(&d);
-	KVX_TEST_END();
-}
-
-/* ---- waits */
 
 Test(client_transfer, waits_that_cannot_be_are_refused)
 {
@@ -605,8 +189,7 @@ Test(client_transfer, waits_that_cannot_be_are_refused)
 	wait.struct_bytes = 0;
 	cr_assert_eq(kvxfer_wait_for_event(pair.client, &d, &wait), -EINVAL);
 	cr_assert_not_null(strstr(kvxfer_client_error(pair.client), "struct_bytes"));
-	kvxfer_client_close(pair.client);
-	fake_daemon_stop(&d);
+	stop_pair(&d, &pair);
 	KVX_TEST_END();
 }
 
@@ -622,14 +205,74 @@ Test(client_transfer, daemon_that_knows_no_waits_is_asked_for_none)
 	struct fake_daemon d;
 	struct pair pair;
 
-	fake_daemon_init(&d);
-	fake_daemon_start(&d);
-	pair = open_pair(&d, 2000);
+	pair = start_pair(&d, NULL, NULL, 2000);
 	t.region = wait.region = pair.region;
 	t.import_ = pair.import_;
 	cr_assert_eq(kvxfer_transfer_submit(pair.client, &t, NULL), -EOPNOTSUPP);
 	cr_assert_not_null(strstr(kvxfer_client_error(pair.client), "too old"));
-	kvxfer_client_close(pair.client);
-	fake_daemon_stop(&d);
+	stop_pair(&d, &pair);
+	KVX_TEST_END();
+}
+
+static enum fake_answer refuse_message(struct fake_daemon *d, uint16_t type)
+{
+	if (type != KVXP__FRAME_TYPE__FRAME_MESSAGE_SEND || *(_Atomic int *)d->arg == 0)
+		return FAKE_DEFAULT;
+	fake_reply(d, fake_request_id(d), KVXFER_CLIENT_LOST, "", 0);
+	return FAKE_DONE;
+}
+
+Test(client_transfer, messages_are_acknowledged_or_refused)
+{
+	uint8_t longer[KVXFER_PAYLOAD_MAX + 1] = {0};
+	_Atomic int refuse = 0;
+	struct fake_daemon d;
+	struct pair pair;
+
+	pair = start_pair(&d, refuse_message, &refuse, 2000);
+	cr_assert_eq(kvxfer_message_send(pair.import_, "hi", 2), 0);
+	cr_assert_eq(kvxfer_message_send(pair.import_, "hi", 0), -EINVAL);
+	cr_assert_eq(kvxfer_message_send(pair.import_, NULL, 1), -EINVAL);
+	cr_assert_eq(kvxfer_message_send(pair.import_, longer, sizeof(longer)), -EMSGSIZE);
+	refuse = 1;
+	cr_assert_eq(kvxfer_message_send(pair.import_, "hi", 2), -EPIPE);
+	cr_assert_neq(kvxfer_client_error(pair.client)[0], '\0');
+	stop_pair(&d, &pair);
+	KVX_TEST_END();
+}
+
+static enum fake_answer keep_query(struct fake_daemon *d, uint16_t type)
+{
+	Kvxp__Query *query;
+
+	if (type != KVXP__FRAME_TYPE__FRAME_QUERY)
+		return FAKE_DEFAULT;
+	query = kvxp__query__unpack(NULL, d->len_bytes, d->body);
+	fake_reply(d, query->request_id, strcmp(query->verb, "ping") == 0 ? 0 : KVXFER_UNSUPPORTED,
+		   query->arg, 0);
+	kvxp__query__free_unpacked(query, NULL);
+	return FAKE_DONE;
+}
+
+Test(client_transfer, queries_pass_verb_and_argument)
+{
+	char longer[300], *json = NULL;
+	struct fake_daemon d;
+	struct pair pair;
+
+	memset(longer, 'q', sizeof(longer));
+	longer[299] = '\0';
+	pair = start_pair(&d, keep_query, NULL, 2000);
+	cr_assert_eq(kvxfer_client_query(pair.client, "ping", "node-b:7", &json), 0);
+	cr_assert_str_eq(json, "node-b:7");
+	free(json);
+	json = NULL;
+	cr_assert_eq(kvxfer_client_query(pair.client, "dance", NULL, &json), -EOPNOTSUPP);
+	cr_assert_eq(kvxfer_client_query(pair.client, longer, NULL, &json), -EINVAL);
+	cr_assert_eq(kvxfer_client_query(pair.client, "ping", longer, &json), -EINVAL);
+	cr_assert_eq(kvxfer_client_query(pair.client, NULL, NULL, &json), -EINVAL);
+	cr_assert_eq(kvxfer_client_query(pair.client, "ping", NULL, NULL), -EINVAL);
+	cr_assert_null(json);
+	stop_pair(&d, &pair);
 	KVX_TEST_END();
 }

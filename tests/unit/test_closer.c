@@ -1,14 +1,16 @@
-/* The thread that closes strangers' fds: everything is closed, nobody waits, not even for an fd
- * whose closing blocks. For that a socket that lingers stands in, while the closer's way to keep it
- * from lingering is taken away. */
+/* The threads that close strangers' fds: everything is closed, nobody waits for another one, not
+ * even for an fd whose closing blocks. For that a socket that lingers stands in, while the closer's
+ * way to keep it from lingering is taken away. */
 #include "worker/closer.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -50,29 +52,181 @@ Test(closer, closes_what_it_was_given_before_it_ends)
 	KVX_TEST_END();
 }
 
+static const struct kvx_closer_user ada = {.tenant = 0, .uid = 1001};
+static const struct kvx_closer_user bob = {.tenant = 0, .uid = 1002};
+
+static void wait_closed(const struct kvx_closer *closer, const struct kvx_closer_user *user)
+{
+	for (unsigned i = 0; i < 1000 && kvx_closer_user_count(closer, user) > 0; i++)
+		usleep(10000);
+	cr_assert_eq(kvx_closer_user_count(closer, user), 0);
+}
+
 Test(closer, counts_what_waits)
 {
-	struct kvx_closer_tab *tab = kvx_closer_tab_create();
+	struct kvx_closer_tab *tab, *other;
 	struct kvx_closer *closer;
 	struct linger_pair l;
 	int pair[2];
 
 	cr_assert_eq(kvx_closer_open(&closer), 0);
+	tab = kvx_closer_tab_create(closer, &ada);
+	other = kvx_closer_tab_create(closer, &ada);
 	cr_assert_eq(pipe2(pair, O_CLOEXEC), 0);
 	test_linger_open(&l, 2);
 	lingering_stays = true;
 	kvx_closer_give_on(closer, tab, test_linger_take(&l));
 	kvx_closer_give_on(closer, tab, pair[0]);
-	kvx_closer_give(closer, pair[1]);
+	kvx_closer_give_on(closer, other, pair[1]);
 	cr_assert_eq(kvx_closer_tab_count(tab), 2, "it is busy with the first");
-	for (unsigned i = 0; i < 1000 && kvx_closer_tab_count(tab) > 0; i++)
-		usleep(10000);
-	cr_assert_eq(kvx_closer_tab_count(tab), 0);
-	kvx_closer_tab_unref(tab);
-	kvx_closer_tab_unref(NULL);
+	cr_assert_eq(kvx_closer_tab_count(other), 1);
+	kvx_closer_tab_destroy(tab);
+	kvx_closer_tab_destroy(other);
+	kvx_closer_tab_destroy(NULL);
+	cr_assert_eq(kvx_closer_user_count(closer, &ada), 3, "also of those who are gone");
+	cr_assert_eq(kvx_closer_user_count(closer, &bob), 0);
+	wait_closed(closer, &ada);
 	kvx_closer_close(closer);
 	test_linger_close(&l);
 	lingering_stays = false;
+	KVX_TEST_END();
+}
+
+/* Of the same uid in another tenant, too. */
+Test(closer, a_user_does_not_wait_for_another_one)
+{
+	const struct kvx_closer_user elsewhere = {.tenant = 1, .uid = ada.uid};
+	struct kvx_closer_tab *tabs[3];
+	struct kvx_closer *closer;
+	struct linger_pair l;
+	int pair[2];
+
+	cr_assert_eq(kvx_closer_open(&closer), 0);
+	tabs[0] = kvx_closer_tab_create(closer, &ada);
+	tabs[1] = kvx_closer_tab_create(closer, &bob);
+	tabs[2] = kvx_closer_tab_create(closer, &elsewhere);
+	cr_assert_eq(pipe2(pair, O_CLOEXEC), 0);
+	test_linger_open(&l, 30);
+	lingering_stays = true;
+	kvx_closer_give_on(closer, tabs[0], test_linger_take(&l));
+	kvx_closer_give_on(closer, tabs[1], pair[0]);
+	kvx_closer_give_on(closer, tabs[2], pair[1]);
+	wait_closed(closer, &bob);
+	wait_closed(closer, &elsewhere);
+	cr_assert_not(is_open(pair[0]) || is_open(pair[1]));
+	cr_assert_eq(kvx_closer_user_count(closer, &ada), 1);
+	test_linger_close(&l);
+	wait_closed(closer, &ada);
+	for (unsigned i = 0; i < 3; i++)
+		kvx_closer_tab_destroy(tabs[i]);
+	kvx_closer_close(closer);
+	KVX_TEST_END();
+}
+
+static unsigned count_threads(void)
+{
+	DIR *dir = opendir("/proc/self/task");
+	unsigned n = 0;
+
+	cr_assert_not_null(dir);
+	while (readdir(dir) != NULL)
+		n++;
+	closedir(dir);
+	return n - 2; /* . and .. */
+}
+
+/* A thread that was joined is still listed for a moment. */
+static void expect_threads(unsigned n, const char *why)
+{
+	const struct timespec moment = {.tv_nsec = 1000000};
+	unsigned now = count_threads();
+
+	for (unsigned i = 0; i < 2000 && now != n; i++) {
+		nanosleep(&moment, NULL);
+		now = count_threads();
+	}
+	cr_assert_eq(now, n, "%u, not %u threads: %s", now, n, why);
+}
+
+Test(closer, threads_are_for_those_who_are_there_and_bounded)
+{
+	struct kvx_closer_tab *tabs[KVX_CLOSER_LINES + 6];
+	struct kvx_closer *closer;
+	unsigned n_before;
+
+	cr_assert_eq(kvx_closer_open(&closer), 0);
+	n_before = count_threads() - 1; /* a sanitizer may have one of its own by now */
+	for (unsigned i = 0; i < 500; i++) {
+		const struct kvx_closer_user user = {.uid = 2000 + i};
+
+		kvx_closer_tab_destroy(kvx_closer_tab_create(closer, &user));
+	}
+	expect_threads(n_before + 2, "one after the other they take the same");
+	for (unsigned i = 0; i < KVX_CLOSER_LINES + 6; i++) {
+		const struct kvx_closer_user user = {.uid = 3000 + i};
+		int pair[2];
+
+		tabs[i] = kvx_closer_tab_create(closer, &user);
+		cr_assert_eq(pipe2(pair, O_CLOEXEC), 0);
+		kvx_closer_give_on(closer, tabs[i], pair[0]);
+		kvx_closer_give_on(closer, tabs[i], pair[1]);
+		wait_closed(closer, &user);
+		cr_assert_not(is_open(pair[0]) || is_open(pair[1]));
+	}
+	expect_threads(n_before + KVX_CLOSER_LINES, "that is the most");
+	for (unsigned i = 0; i < KVX_CLOSER_LINES + 6; i++)
+		kvx_closer_tab_destroy(tabs[i]);
+	kvx_closer_close(closer);
+	expect_threads(n_before, "closed");
+	KVX_TEST_END();
+}
+
+/* Whoever connects and leaves while the closer is busy leaves nothing there, unless there are fds
+ * in what nobody has read. */
+Test(closer, a_connection_without_fds_is_closed_at_once)
+{
+	char control[CMSG_SPACE(sizeof(int))] = {0};
+	struct iovec iov = {.iov_base = "x", .iov_len = 1};
+	struct msghdr mh = {.msg_iov = &iov,
+			    .msg_iovlen = 1,
+			    .msg_control = control,
+			    .msg_controllen = sizeof(control)};
+	struct cmsghdr *c = (struct cmsghdr *)(void *)control;
+	struct kvx_closer_tab *tab;
+	struct kvx_closer *closer;
+	struct linger_pair l;
+	int plain[2], laden[2];
+
+	cr_assert_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, plain), 0);
+	cr_assert_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, laden), 0);
+	for (unsigned i = 0; i < 20; i++)
+		cr_assert_eq(write(plain[1], (char[4000]){0}, 4000), 4000);
+	cr_assert_eq(write(laden[1], "unread", 6), 6);
+	c->cmsg_level = SOL_SOCKET;
+	c->cmsg_type = SCM_RIGHTS;
+	c->cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(c), &plain[1], sizeof(int));
+	cr_assert_eq(sendmsg(laden[1], &mh, 0), 1);
+
+	cr_assert_eq(kvx_closer_open(&closer), 0);
+	tab = kvx_closer_tab_create(closer, &ada);
+	test_linger_open(&l, 30);
+	lingering_stays = true;
+	kvx_closer_give_on(closer, tab, test_linger_take(&l));
+	kvx_closer_give_conn(closer, tab, plain[0]);
+	cr_assert_not(is_open(plain[0]));
+	kvx_closer_give_conn(closer, tab, laden[0]);
+	cr_assert(is_open(laden[0]));
+	cr_assert_eq(kvx_closer_user_count(closer, &ada), 2);
+	cr_assert_eq(read(plain[1], (char[8]){0}, 8), 0, "its end, and no reset");
+	test_linger_close(&l);
+	wait_closed(closer, &ada);
+	cr_assert_not(is_open(laden[0]));
+	cr_assert_eq(read(laden[1], (char[8]){0}, 8), 0);
+	close(plain[1]);
+	close(laden[1]);
+	kvx_closer_tab_destroy(tab);
+	kvx_closer_close(closer);
 	KVX_TEST_END();
 }
 
@@ -91,7 +245,7 @@ Test(closer, the_other_end_of_a_connection_sees_its_end_at_once)
 	cr_assert_eq(write(pair[0], "bye", 3), 3);
 	cr_assert_eq(kvx_closer_open(&closer), 0);
 	kvx_closer_give(closer, test_linger_take(&l)); /* it is busy with that now */
-	kvx_closer_give_conn(closer, pair[0]);
+	kvx_closer_give_conn(closer, NULL, pair[0]);
 	cr_assert_eq(read(pair[1], buf, sizeof(buf)), 3);
 	cr_assert_eq(read(pair[1], buf, sizeof(buf)), 0);
 	test_linger_close(&l);

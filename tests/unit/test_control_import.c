@@ -57,48 +57,6 @@ static uint64_t find_ok(struct rig_client *rc, const char *name, const char *not
 	return id;
 }
 
-static void post(struct rig_client *rc, uint64_t import, const char *text)
-{
-	Kvxp__MessagePost req = KVXP__MESSAGE_POST__INIT;
-
-	req.import = import;
-	req.data = (ProtobufCBinaryData){strlen(text), (uint8_t *)(uintptr_t)text};
-	rig_send(rc, KVXP__FRAME_TYPE__FRAME_MESSAGE_POST, &req.base, -1);
-}
-
-static void lost_is(struct rig_client *rc, uint64_t import, enum kvx_status status,
-		    const char *text)
-{
-	Kvxp__Event *event = rig_take_event(rc, KVXP__EVENT_TYPE__EVENT_IMPORT_LOST);
-
-	cr_assert_neq(event, NULL, "no IMPORT_LOST");
-	cr_assert_eq(event->import, import);
-	cr_assert_eq(event->status, status, "%s: %s", kvx_status_name(event->status), event->text);
-	cr_assert(strstr(event->text, text) != NULL, "'%s' not in '%s'", text, event->text);
-	kvxp__event__free_unpacked(event, NULL);
-}
-
-/* Types of the events that are there, in order, as letters: T, A(rrival), M, L(ost). */
-static const char *event_letters(const struct rig_client *rc)
-{
-	static char letters[RIG_FRAMES + 1];
-	unsigned n = 0;
-
-	for (unsigned i = 0; i < rc->n_frames; i++) {
-		const struct rig_frame *frame = &rc->frames[i];
-		Kvxp__Event *event;
-
-		if (frame->type != KVXP__FRAME_TYPE__FRAME_EVENT)
-			continue;
-		event = kvxp__event__unpack(NULL, frame->len, frame->body);
-		cr_assert_neq(event, NULL);
-		letters[n++] = "?TAMLRD"[event->type];
-		kvxp__event__free_unpacked(event, NULL);
-	}
-	letters[n] = '\0';
-	return letters;
-}
-
 /* ---- names */
 
 Test(control_import, published_region_is_found_with_its_note)
@@ -269,6 +227,9 @@ Test(control_import, post_to_a_client_that_does_not_read_ends_the_import)
 	import = rig_import(&a, &b, rig_register(&b, 4, KVX_ACCESS_WRITE));
 	b.pending_bytes = rig.config.events_bytes + 1;
 	post(&a, import, "lost");
+	rig_run_clock(&rig, KVX_POSTS_STUCK_NS - KVX_SEC);
+	cr_assert_eq(a.n_frames, 0, "it may still read");
+	rig_run_clock(&rig, 2 * KVX_SEC);
 	b.pending_bytes = 0;
 	lost_is(&a, import, KVX_STATUS_QUOTA, "does not read its events");
 	cr_assert(kvx_client_takes_frames(b.client), "a sender cannot end the receiver");
@@ -374,16 +335,6 @@ Test(control_import, import_of_a_receiver_that_never_goes_ends_by_itself)
 	lost_is(&a, import, KVX_STATUS_CLIENT_LOST, "the client is gone");
 	all_gone();
 	KVX_TEST_END();
-}
-
-static void send_message(struct rig_client *rc, uint64_t import, const char *text)
-{
-	Kvxp__MessageSend req = KVXP__MESSAGE_SEND__INIT;
-
-	req.request_id = 9;
-	req.import = import;
-	req.data = (ProtobufCBinaryData){strlen(text), (uint8_t *)(uintptr_t)text};
-	rig_send(rc, KVXP__FRAME_TYPE__FRAME_MESSAGE_SEND, &req.base, -1);
 }
 
 Test(control_import, nothing_is_sent_through_an_import_that_has_ended)

@@ -102,6 +102,42 @@ Test(query, lost_device_says_what_to_do)
 	KVX_TEST_END();
 }
 
+/* The row of a transport in the status. */
+static struct json_object *transport_row(struct json_object *root, const char *name)
+{
+	struct json_object *list = member(root, "transports");
+
+	for (size_t i = 0; i < json_object_array_length(list); i++) {
+		struct json_object *row = json_object_array_get_idx(list, i);
+
+		if (strcmp(text_of(row, "name"), name) == 0)
+			return row;
+	}
+	cr_assert_fail("no %s in %s", name, json_object_to_json_string(root));
+	return NULL;
+}
+
+static void transport_is(const char *name, bool usable, const char *reason)
+{
+	struct json_object *root = answer(&a, "status"), *row = transport_row(root, name);
+
+	cr_assert_eq(json_object_get_boolean(member(row, "usable")), usable, "%s", name);
+	cr_assert(strstr(text_of(row, "reason"), reason) != NULL, "%s", text_of(row, "reason"));
+	json_object_put(root);
+}
+
+Test(query, what_is_switched_off_or_not_there_is_not_usable)
+{
+	with_rails(1, 0);
+	transport_is("copy", true, "");
+	transport_is("gpu", false, "");
+	transport_is("verbs", false, "");
+	rig.config.gpu_enable = false;
+	transport_is("gpu", false, "disabled ([gpu] enable)");
+	one_gone();
+	KVX_TEST_END();
+}
+
 Test(query, lanes_are_none_without_peers)
 {
 	struct json_object *root;

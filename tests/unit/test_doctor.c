@@ -12,6 +12,7 @@
 #include "doctor_library.h"
 #include "sysfs_tree.h"
 #include "test_end.h"
+#include "test_findings.h"
 
 /* One device rdma0 that is in order, with its device file. */
 struct node {
@@ -49,20 +50,6 @@ static void node_fini(struct node *node)
 	sysfs_tree_fini(&node->tree);
 }
 
-/* The finding of this level whose text has these words. */
-static const struct kvx_finding *find(const struct node *node, enum kvx_finding_level level,
-				      const char *words)
-{
-	for (unsigned i = 0; i < node->report.n_findings; i++)
-		if (node->report.findings[i].level == level &&
-		    strstr(node->report.findings[i].text, words) != NULL)
-			return &node->report.findings[i];
-	for (unsigned i = 0; i < node->report.n_findings; i++)
-		fprintf(stderr, "# %d %s\n", (int)node->report.findings[i].level,
-			node->report.findings[i].text);
-	return NULL;
-}
-
 Test(doctor, a_node_in_order_has_no_complaint)
 {
 	struct node node;
@@ -70,11 +57,13 @@ Test(doctor, a_node_in_order_has_no_complaint)
 	node_init(&node, "fine");
 	node_look(&node, NULL);
 	cr_assert_eq(node.report.worst, KVX_FINDING_OK);
-	cr_assert_not_null(find(&node, KVX_FINDING_OK, "1 of 1 device(s) can be opened"));
-	cr_assert_not_null(find(&node, KVX_FINDING_OK,
-				"rdma0:1 active, 100 Gb/sec (4X EDR), GID "
-				"3 ::ffff:10.0.0.1 eth0; eth0 has MTU 1500"));
-	cr_assert_not_null(find(&node, KVX_FINDING_OK, "0 fe80::1 RoCE v1, 1 fe80::1 RoCE v2"));
+	cr_assert_not_null(
+	    test_find(&node.report, KVX_FINDING_OK, "1 of 1 device(s) can be opened"));
+	cr_assert_not_null(test_find(&node.report, KVX_FINDING_OK,
+				     "rdma0:1 active, 100 Gb/sec (4X EDR), GID "
+				     "3 ::ffff:10.0.0.1 eth0; eth0 has MTU 1500"));
+	cr_assert_not_null(
+	    test_find(&node.report, KVX_FINDING_OK, "0 fe80::1 RoCE v1, 1 fe80::1 RoCE v2"));
 	node_fini(&node);
 	KVX_TEST_END();
 }
@@ -86,9 +75,10 @@ Test(doctor, a_provider_of_another_abi_is_named_with_both_and_the_package)
 
 	node_init(&node, "abi");
 	node_look(&node, NULL);
-	finding = find(&node, KVX_FINDING_FAIL,
-		       "rdma0 cannot be used: its kernel driver has ABI 6, the user-space provider "
-		       "bnxt_re supports 1 to 1");
+	finding =
+	    test_find(&node.report, KVX_FINDING_FAIL,
+		      "rdma0 cannot be used: its kernel driver has ABI 6, the user-space provider "
+		      "bnxt_re supports 1 to 1");
 	cr_assert_not_null(finding);
 	cr_assert_not_null(strstr(finding->cure, "libbnxt_re"), "%s", finding->cure);
 	node_fini(&node);
@@ -103,8 +93,8 @@ Test(doctor, a_broken_device_beside_a_good_one_is_a_warning)
 	sysfs_tree_add(&node.tree, "other0", 1, "1");
 	sysfs_tree_write(&node.tree, "", "dev/uverbs1");
 	node_look(&node, NULL);
-	cr_assert_not_null(
-	    find(&node, KVX_FINDING_WARN, "other0 cannot be used: it has no user-space provider"));
+	cr_assert_not_null(test_find(&node.report, KVX_FINDING_WARN,
+				     "other0 cannot be used: it has no user-space provider"));
 	cr_assert_eq(node.report.worst, KVX_FINDING_WARN);
 	node_fini(&node);
 	KVX_TEST_END();
@@ -117,10 +107,11 @@ Test(doctor, a_crashing_provider_takes_only_its_process_down)
 
 	node_init(&node, "crash");
 	node_look(&node, NULL);
-	finding = find(&node, KVX_FINDING_FAIL, "libibverbs crashes at rdma0 (Segmentation fault)");
+	finding = test_find(&node.report, KVX_FINDING_FAIL,
+			    "libibverbs crashes at rdma0 (Segmentation fault)");
 	cr_assert_not_null(finding);
 	cr_assert_not_null(strstr(finding->cure, "verbs.enable = false"));
-	cr_assert_not_null(find(&node, KVX_FINDING_OK, "rdma0:1 active"), "it goes on");
+	cr_assert_not_null(test_find(&node.report, KVX_FINDING_OK, "rdma0:1 active"), "it goes on");
 	node_fini(&node);
 	KVX_TEST_END();
 }
@@ -132,7 +123,8 @@ Test(doctor, a_hanging_provider_is_given_up)
 	node_init(&node, "hang");
 	node.places.limit_ms = 300;
 	node_look(&node, NULL);
-	cr_assert_not_null(find(&node, KVX_FINDING_FAIL, "libibverbs does not return at rdma0"));
+	cr_assert_not_null(
+	    test_find(&node.report, KVX_FINDING_FAIL, "libibverbs does not return at rdma0"));
 	cr_assert_eq(waitpid(-1, NULL, WNOHANG), -1, "no child is left");
 	node_fini(&node);
 	KVX_TEST_END();
@@ -144,7 +136,8 @@ Test(doctor, a_provider_that_exits_is_no_answer)
 
 	node_init(&node, "exit");
 	node_look(&node, NULL);
-	cr_assert_not_null(find(&node, KVX_FINDING_WARN, "libibverbs could not be asked"));
+	cr_assert_not_null(
+	    test_find(&node.report, KVX_FINDING_WARN, "libibverbs could not be asked"));
 	node_fini(&node);
 	KVX_TEST_END();
 }
@@ -157,7 +150,7 @@ Test(doctor, a_missing_library_says_what_to_install)
 	node_init(&node, "fine");
 	node.places.soname = "libibverbs-that-is-not-there.so.1";
 	node_look(&node, NULL);
-	finding = find(&node, KVX_FINDING_FAIL, "is not installed");
+	finding = test_find(&node.report, KVX_FINDING_FAIL, "is not installed");
 	cr_assert_not_null(finding);
 	cr_assert_not_null(strstr(finding->cure, "ibverbs-providers"));
 	node_fini(&node);
@@ -170,8 +163,8 @@ Test(doctor, a_device_that_does_not_open_is_named_with_the_error)
 
 	node_init(&node, "refused");
 	node_look(&node, NULL);
-	cr_assert_not_null(
-	    find(&node, KVX_FINDING_FAIL, "rdma0 cannot be opened: Input/output error"));
+	cr_assert_not_null(test_find(&node.report, KVX_FINDING_FAIL,
+				     "rdma0 cannot be opened: Input/output error"));
 	node_fini(&node);
 	KVX_TEST_END();
 }
@@ -184,7 +177,8 @@ Test(doctor, a_missing_kernel_module_is_named)
 	node_init(&node, "fine");
 	sysfs_tree_add(&node.tree, "bare0", 0, NULL);
 	node_look(&node, NULL);
-	finding = find(&node, KVX_FINDING_WARN, "bare0: the kernel offers it to no program");
+	finding =
+	    test_find(&node.report, KVX_FINDING_WARN, "bare0: the kernel offers it to no program");
 	cr_assert_not_null(finding);
 	cr_assert_not_null(strstr(finding->cure, "modprobe ib_uverbs"));
 	node_fini(&node);
@@ -200,7 +194,7 @@ Test(doctor, a_missing_device_file_is_named)
 	snprintf(path, sizeof(path), "%s/uverbs0", node.dev);
 	cr_assert_eq(unlink(path), 0);
 	node_look(&node, NULL);
-	cr_assert_not_null(find(&node, KVX_FINDING_WARN, "uverbs0: No such file"));
+	cr_assert_not_null(test_find(&node.report, KVX_FINDING_WARN, "uverbs0: No such file"));
 	node_fini(&node);
 	KVX_TEST_END();
 }
@@ -219,10 +213,11 @@ Test(doctor, a_port_without_link_or_address_says_what_it_lacks)
 	sysfs_tree_write(&node.tree, "", "dev/uverbs1");
 	sysfs_tree_write(&node.tree, "1: DOWN", "infiniband/down0/ports/1/state");
 	node_look(&node, NULL);
-	finding = find(&node, KVX_FINDING_WARN, "rdma0:1 is active, but cannot be addressed");
+	finding =
+	    test_find(&node.report, KVX_FINDING_WARN, "rdma0:1 is active, but cannot be addressed");
 	cr_assert_not_null(finding);
 	cr_assert_not_null(strstr(finding->cure, "give eth0 an IPv4"), "%s", finding->cure);
-	finding = find(&node, KVX_FINDING_WARN, "down0:1 is not active: 1: DOWN");
+	finding = test_find(&node.report, KVX_FINDING_WARN, "down0:1 is not active: 1: DOWN");
 	cr_assert_not_null(finding);
 	cr_assert_not_null(strstr(finding->cure, "ip link set eth0 up"), "%s", finding->cure);
 	node_fini(&node);
@@ -242,9 +237,11 @@ Test(doctor, the_daemons_own_reasons_are_told)
 		  "{\"transport\": \"verbs\", \"name\": \"rdma2:1\", \"state\": \"lost\", "
 		  "\"reason\": \"the port is down\"}, {\"transport\": \"fabric\", \"name\": "
 		  "\"x\", \"state\": \"unusable\"}]}");
-	cr_assert_not_null(find(&node, KVX_FINDING_OK, "the daemon uses rdma0:1"));
-	cr_assert_not_null(find(&node, KVX_FINDING_OK, "does not use rdma1:1: left out"));
-	finding = find(&node, KVX_FINDING_WARN, "does not use rdma2:1: the port is down");
+	cr_assert_not_null(test_find(&node.report, KVX_FINDING_OK, "the daemon uses rdma0:1"));
+	cr_assert_not_null(
+	    test_find(&node.report, KVX_FINDING_OK, "does not use rdma1:1: left out"));
+	finding =
+	    test_find(&node.report, KVX_FINDING_WARN, "does not use rdma2:1: the port is down");
 	cr_assert_not_null(finding);
 	cr_assert_not_null(strstr(finding->cure, "restart kvxferd"));
 	node_fini(&node);
@@ -260,7 +257,7 @@ Test(doctor, rail_that_waits_says_for_what)
 	node_look(&node, "{\"devices\": [{\"transport\": \"verbs\", \"name\": \"rdma0:1\", "
 			 "\"device\": \"rdma0\", \"state\": \"waiting\", \"reason\": \"nothing "
 			 "at verbs.gid_index = 9\"}]}");
-	finding = find(&node, KVX_FINDING_WARN, "does not use rdma0:1 yet");
+	finding = test_find(&node.report, KVX_FINDING_WARN, "does not use rdma0:1 yet");
 	cr_assert_not_null(finding);
 	cr_assert_not_null(strstr(finding->cure, "verbs.gid_index = 9"));
 	node_fini(&node);
@@ -276,8 +273,8 @@ Test(doctor, what_was_said_of_a_device_is_not_said_twice)
 	node_look(&node, "{\"devices\": [{\"transport\": \"verbs\", \"name\": \"rdma0:1\", "
 			 "\"device\": \"rdma0\", \"state\": \"waiting\", \"reason\": \"the "
 			 "port is down\"}]}");
-	cr_assert_not_null(find(&node, KVX_FINDING_WARN, "rdma0:1 is not active"));
-	cr_assert_null(find(&node, KVX_FINDING_WARN, "does not use"));
+	cr_assert_not_null(test_find(&node.report, KVX_FINDING_WARN, "rdma0:1 is not active"));
+	cr_assert_null(test_find(&node.report, KVX_FINDING_WARN, "does not use"));
 	node_fini(&node);
 	KVX_TEST_END();
 }

@@ -1,4 +1,5 @@
 /* The fabric backend's data path: what is posted arrives where it should, and nowhere else. */
+#include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -281,5 +282,12 @@ Test(fabric, mkey_that_is_none_is_refused)
 	mkey[0] = 200;
 	cr_assert_eq(T->rkey_unpack(p.a.ep, mkey, (size_t)len, &rkey), -EINVAL);
 	pair_close(&p);
+	KVX_TEST_END();
+}
+
+/* libfabric would start all that it was built for, broken ones too. */
+Test(fabric, libfabric_is_told_to_load_no_gpu_runtime)
+{
+	cr_assert_str_eq(getenv("FI_HMEM"), "system");
 	KVX_TEST_END();
 }

@@ -5,6 +5,7 @@
 #include "fabric_gpu_fake.h"
 
 #include "fabric_cut.h"
+#include "fabric_lane.h"
 #include "test_end.h"
 
 #define BUF_BYTES ((256u << 10) + KVX_PACK_HEAD_BYTES)
@@ -42,16 +43,6 @@ Test(fabric_bounce_share, a_message_larger_than_allowed_ends_the_lane)
 	too_large(true);
 	too_large(false);
 	KVX_TEST_END();
-}
-
-static struct kvx_rkey *know(struct kvx_ep *ep, struct kvx_mr *mr)
-{
-	uint8_t key[64];
-	int len = T->mkey_pack(mr, key, sizeof(key));
-	struct kvx_rkey *rkey;
-
-	cr_assert_eq(T->rkey_unpack(ep, key, (size_t)len, &rkey), 0);
-	return rkey;
 }
 
 Test(fabric_bounce_share, a_message_of_two_devices_is_refused)
@@ -121,6 +112,8 @@ Test(fabric_bounce_share, buffers_are_kept_once_nobody_waits_for_one)
 			op.remote = rkey;
 		op.cookie = i;
 		PUMP_UNTIL(&g.p, T->post(g.p.a.ep, &op, 1) == 1);
+		if (i < 4)
+			PUMP_UNTIL(&g.p, x.n_out + g.gb.n_out == i + 1);
 		for (unsigned k = 0; k < 500; k++)
 			pump(&g.p);
 	}
@@ -143,47 +136,6 @@ Test(fabric_bounce_share, buffers_are_kept_once_nobody_waits_for_one)
 }
 
 /* ---- lanes */
-
-/* Another one between the same domains. */
-struct lane {
-	struct kvx_ep *a, *b;
-	struct kvx_rkey *rkey; /* of b's memory */
-};
-
-static void lane_open(struct gpu_pair *g, struct lane *lane)
-{
-	uint8_t a[KVX_TRANSPORT_ADDR_MAX], b[KVX_TRANSPORT_ADDR_MAX];
-	size_t a_len = sizeof(a), b_len = sizeof(b);
-
-	cr_assert_eq(T->listen(g->p.a.dom, 0, &lane->a, a, &a_len), 0);
-	cr_assert_eq(T->listen(g->p.b.dom, 0, &lane->b, b, &b_len), 0);
-	g->p.a.up = g->p.b.up = false;
-	cr_assert_eq(T->connect(lane->a, b, b_len), 0);
-	cr_assert_eq(T->connect(lane->b, a, a_len), 0);
-	PUMP_UNTIL(&g->p, g->p.a.up && g->p.b.up);
-	lane->rkey = know(lane->a, g->rb.mr);
-}
-
-static void lane_close(struct lane *lane)
-{
-	T->rkey_free(lane->rkey);
-	T->fence(lane->a);
-	T->fence(lane->b);
-	T->ep_close(lane->a);
-	T->ep_close(lane->b);
-}
-
-/* Says that data follows, and sends none. */
-static void announce(struct kvx_ep *ep, const struct kvx_rkey *rkey)
-{
-	uint8_t buf[KVX_PACK_HEAD_BYTES];
-	struct kvx_pack_writer w;
-
-	kvx_pack_begin(&w, buf, KVX_PACK_MAX_OPS, UINT64_MAX);
-	cr_assert_eq(kvx_pack_add(&w, &rkey->key, 0, BIG), 0);
-	uint32_t len = kvx_pack_end(&w, KVX_PACK_WRITE_AHEAD, ep->peer_secret, 0x100);
-	cr_assert_eq(fi_inject(ep->fid, buf, len, ep->peer), 0);
-}
 
 static void run_on(struct gpu_pair *g, struct lane *lane, enum kvx_op_kind kind, uint64_t len)
 {

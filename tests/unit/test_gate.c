@@ -235,6 +235,50 @@ Test(gate, client_that_dies_leaves_nothing)
 	KVX_TEST_END();
 }
 
+static unsigned n_bob;
+static void bob_is_back(void *arg, int status, const char *text)
+{
+	cr_assert_eq(status, 0, "%s", text);
+	n_bob++;
+}
+
+/* More lists than a client may have by itself, behind events and behind a flag. */
+Test(gate, client_that_dies_with_thousands_of_lists_that_wait_leaves_nothing)
+{
+	struct kvx_gates *gates;
+	struct kvx_gate *gate;
+	struct kvx_why why;
+	setup();
+	gates = kvx_node_gates(pair.rig.node);
+	struct kvx_wait flag = {KVX_WAIT_FLAG, pair.local, NULL, 8, UINT64_MAX};
+	unsigned users = pair.local->n_users;
+	struct kvx_xfer *xfer = submit_open();
+	for (unsigned i = 0; i < 5000; i++)
+		append(xfer, i % 900, i % 3 == 0 ? &flag : gate_fake_event(&gpu, i % 400));
+	for (unsigned i = 0; i < 60; i++)
+		submit(gate_fake_event(&gpu, i));
+	const struct kvx_gate_conf bob = {BOB, gate_fake_event(&gpu, 450), NULL, bob_is_back, NULL};
+	cr_assert_eq(kvx_gate_create(gates, &bob, &gate, &why), 0);
+	turns(2);
+	cr_assert_eq(kvx_gates_count_client(gates, ALICE), 5060);
+	cr_assert_gt(gpu.n_open, 20);
+	cr_assert_gt(pair.local->n_users, users + 1600, "the flag's memory is in use");
+	kvx_xfers_cancel_client(pair_xfers(), ALICE, -EPIPE, "the client is gone");
+	kvx_gates_forget(gates, ALICE);
+	gpu.state[450] = 1;
+	turns(1);
+	cr_assert_eq(n_bob, 1, "it waits for what is left of the other");
+	cr_assert_eq(pair.rig.n_ends, 61);
+	for (unsigned i = 0; i < 61; i++)
+		pair_expect_end(i, -EPIPE);
+	cr_assert_eq(kvx_gates_count_client(gates, ALICE), 0);
+	cr_assert_eq(pair.local->n_users, users);
+	cr_assert_eq(gpu.n_open, 1, "Bob's");
+	kvx_gates_forget(gates, BOB);
+	teardown();
+	KVX_TEST_END();
+}
+
 Test(gate, thousands_of_gates_of_one_event_are_one_look)
 {
 	setup();

@@ -8,6 +8,7 @@
 #include <time.h>
 
 #include "base/clock.h"
+#include "fault_alloc.h"
 #include "gate_fake.h"
 #include "test_end.h"
 
@@ -69,6 +70,55 @@ static void nap_ms(long ms)
 	const struct timespec nap = {.tv_nsec = ms * 1000000};
 
 	nanosleep(&nap, NULL);
+}
+
+/* The gate is refused or comes back with that; the next one is as if nothing had been. */
+Test(gate_fair, every_allocation_of_a_gate_may_fail)
+{
+	const struct kvx_gates_conf conf = {.threaded = false};
+	unsigned n_failed = 0;
+	bool faulted = true;
+
+	setup();
+	kvx_gates_destroy(gates);
+	for (unsigned n = 1; faulted; n++) {
+		const struct kvx_gate_conf gate_conf = {GREEDY, gate_fake_event(&gpu, 1), NULL,
+							back, (void *)(uintptr_t)GREEDY};
+		struct kvx_why why = {""};
+		struct kvx_gate *gate;
+		int err;
+
+		n_back[GREEDY] = n_back[OTHER] = 0;
+		gpu.state[1] = 0;
+		gates = NULL;
+		fault_alloc_arm(n);
+		err = kvx_gates_create(&conf, &gates);
+		if (err == 0)
+			err = kvx_gate_create(gates, &gate_conf, &gate, &why);
+		if (gates != NULL)
+			kvx_gates_drain(gates);
+		faulted = fault_alloc_disarm();
+		cr_assert(err == 0 || err == -ENOMEM, "allocation %u: %d", n, err);
+		if (err == 0 && faulted) {
+			cr_assert_eq(n_back[GREEDY], 1, "allocation %u: it never comes back", n);
+			cr_assert_eq(last_status, -ENOMEM);
+			n_failed++;
+		}
+		if (gates == NULL)
+			continue;
+		gpu.state[1] = 1;
+		make(OTHER, gate_fake_event(&gpu, 1));
+		kvx_gates_drain(gates);
+		cr_assert_eq(n_back[OTHER], 1);
+		cr_assert_eq(last_status, 0);
+		kvx_gates_forget(gates, GREEDY);
+		kvx_gates_forget(gates, OTHER);
+		kvx_gates_drain(gates);
+		cr_assert_eq(gpu.n_open, 0);
+		kvx_gates_destroy(gates);
+	}
+	cr_assert_geq(n_failed, 2, "its client's and its event's memory");
+	KVX_TEST_END();
 }
 
 Test(gate_fair, client_that_opens_hundreds_of_events_keeps_nobody)
@@ -185,5 +235,86 @@ Test(gate_fair, event_that_answered_an_error_is_opened_anew)
 	kvx_gates_drain(gates);
 	cr_assert(n_back[OTHER] == 3 && last_status == 0);
 	cr_assert_geq(gpu.n_opened, 2, "opened %u times", gpu.n_opened);
+	teardown();
+}
+
+/* Its device is busy with other calls. */
+Test(gate_fair, event_that_opens_slowly_keeps_no_other)
+{
+	setup();
+	for (unsigned i = 0; i < 20; i++) {
+		gpu.slow[i] = true;
+		gpu.state[i] = 1;
+		make(GREEDY, gate_fake_event(&gpu, i));
+	}
+	gpu.state[500] = 1;
+	make(OTHER, gate_fake_event(&gpu, 500));
+	for (unsigned i = 0; i < 3; i++)
+		kvx_gates_drain(gates);
+	cr_assert(n_back[OTHER] == 1 && last_status == 0);
+	cr_assert_eq(n_back[GREEDY], 0);
+	cr_assert_eq(gpu.n_opened, 4 + 1, "%u are in the way of other calls", gpu.n_opened);
+	for (unsigned i = 0; i < 20; i++)
+		gpu.slow[i] = false;
+	for (unsigned i = 0; i < 3; i++)
+		kvx_gates_drain(gates);
+	cr_assert(n_back[GREEDY] == 20 && last_status == 0);
+	cr_assert_eq(gpu.n_opened, 21);
+	teardown();
+}
+
+Test(gate_fair, event_whose_opening_is_told_off_is_opened_again)
+{
+	setup();
+	gpu.state[1] = 1;
+	gpu.ready_error = -EBUSY;
+	make(OTHER, gate_fake_event(&gpu, 1));
+	for (unsigned i = 0; i < 5; i++)
+		kvx_gates_drain(gates);
+	cr_assert_eq(n_back[OTHER], 0, "a gate came back: %d", last_status);
+	cr_assert_eq(gpu.n_tries, 1, "at once");
+	gpu.ready_error = 0;
+	nap_ms(10);
+	kvx_gates_drain(gates);
+	cr_assert(n_back[OTHER] == 1 && last_status == 0);
+	teardown();
+}
+
+Test(gate_fair, event_whose_opening_hangs_fails_those_that_wait_for_it)
+{
+	setup();
+	gpu.ready_error = -ETIMEDOUT;
+	make(OTHER, gate_fake_event(&gpu, 1));
+	make(OTHER, gate_fake_event(&gpu, 1));
+	kvx_gates_drain(gates);
+	cr_assert(n_back[OTHER] == 2 && last_status == -EIO);
+	gpu.ready_error = 0;
+	gpu.state[1] = 1;
+	make(OTHER, gate_fake_event(&gpu, 1));
+	kvx_gates_drain(gates);
+	cr_assert(n_back[OTHER] == 3 && last_status == 0);
+	teardown();
+}
+
+Test(gate_fair, event_that_nobody_waits_for_any_more_is_not_kept_while_it_opens)
+{
+	setup();
+	struct kvx_gate *gates_of[6];
+	for (unsigned i = 0; i < 6; i++) {
+		gpu.slow[i] = true;
+		gates_of[i] = make(OTHER, gate_fake_event(&gpu, i));
+	}
+	kvx_gates_drain(gates);
+	cr_assert_eq(gpu.n_open, 4);
+	for (unsigned i = 0; i < 6; i++)
+		kvx_gate_drop(gates_of[i]);
+	kvx_gates_drain(gates);
+	cr_assert_eq(gpu.n_open, 0);
+	cr_assert_eq(kvx_gates_count(gates), 0);
+	gpu.slow[1] = false;
+	gpu.state[1] = 1;
+	make(OTHER, gate_fake_event(&gpu, 1));
+	kvx_gates_drain(gates);
+	cr_assert(n_back[OTHER] == 1 && last_status == 0);
 	teardown();
 }

@@ -2,6 +2,7 @@
  * lost, and what hangs at the end does not keep the daemon. */
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -17,6 +18,19 @@ static struct kvx_gates *gates;
 static _Atomic unsigned n_bells;
 static unsigned n_back[8];
 static int last_status;
+
+static bool no_threads;
+
+int __real_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*fn)(void *),
+			  void *arg);
+int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*fn)(void *),
+			  void *arg);
+
+int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*fn)(void *),
+			  void *arg)
+{
+	return no_threads ? EAGAIN : __real_pthread_create(thread, attr, fn, arg);
+}
 
 static void bell(void *arg)
 {
@@ -95,6 +109,10 @@ static bool none_is_out(void)
 {
 	return kvx_gates_count_client(gates, CLIENT) == 0;
 }
+static bool is_busy(void)
+{
+	return gpu.n_open > 20 && gpu2.n_open > 20;
+}
 static bool none_is_open(void)
 {
 	return gpu.n_open + gpu2.n_open == 0;
@@ -119,6 +137,27 @@ Test(gate_watch, tells_by_the_doorbell)
 	KVX_TEST_END();
 }
 
+Test(gate_watch, thread_that_cannot_be_made_refuses_the_wait_and_is_tried_again)
+{
+	struct kvx_gate *gate;
+	struct kvx_why why = {""};
+	setup();
+	const struct kvx_gate_conf conf = {CLIENT, gate_fake_event(&gpu, 1), NULL, back,
+					   (void *)(uintptr_t)1};
+	no_threads = true;
+	cr_assert_eq(kvx_gate_create(gates, &conf, &gate, &why), -EAGAIN);
+	cr_assert_not_null(strstr(why.text, "no thread to look at it"), "%s", why.text);
+	cr_assert_eq(kvx_gates_count(gates), 0);
+	no_threads = false;
+	gpu.state[1] = 1;
+	make(gate_fake_event(&gpu, 1), NULL, 1);
+	cr_assert(until(first_is_back));
+	cr_assert_eq(last_status, 0);
+	cr_assert(kvx_gates_stop(gates));
+	kvx_gates_destroy(gates);
+	KVX_TEST_END();
+}
+
 Test(gate_watch, sleeps_when_nothing_waits)
 {
 	setup();
@@ -128,6 +167,33 @@ Test(gate_watch, sleeps_when_nothing_waits)
 	unsigned queries = gpu.n_queries;
 	nap_us(20000);
 	cr_assert_eq(gpu.n_queries, queries);
+	kvx_gates_destroy(gates);
+	KVX_TEST_END();
+}
+
+/* What does not come is looked for less and less often, until something does. */
+Test(gate_watch, waiting_for_long_costs_little)
+{
+	setup();
+	make(gate_fake_event(&gpu, 1), NULL, 1);
+	cr_assert(until(is_open));
+	unsigned queries = gpu.n_queries;
+	nap_us(1000000);
+	cr_assert_lt(gpu.n_queries - queries, 4000, "%u looks in a second",
+		     gpu.n_queries - queries);
+	uint64_t least_ns = UINT64_MAX;
+	for (unsigned i = 2; i < 8; i++) {
+		gpu.state[i] = 1;
+		make(gate_fake_event(&gpu, i), NULL, 2);
+		uint64_t begin = kvx_now_ns();
+		for (queries = gpu.n_queries; gpu.n_queries - queries < 200;)
+			nap_us(100);
+		uint64_t took_ns = kvx_now_ns() - begin;
+		least_ns = took_ns < least_ns ? took_ns : least_ns;
+		kvx_gates_drain(gates);
+	}
+	cr_assert_lt(least_ns, 150 * KVX_MS, "200 looks took %u us", (unsigned)(least_ns / 1000));
+	cr_assert(n_back[1] == 0 && n_back[2] == 6);
 	kvx_gates_destroy(gates);
 	KVX_TEST_END();
 }
@@ -148,6 +214,34 @@ Test(gate_watch, device_that_hangs_holds_up_its_own_gates_only)
 	cr_assert_eq(n_back[1], 0);
 	kvx_gates_forget(gates, CLIENT);
 	cr_assert(until(none_is_open));
+	kvx_gates_destroy(gates);
+	KVX_TEST_END();
+}
+
+/* While its watchers are in the middle of looking at them. */
+Test(gate_watch, client_that_ends_with_thousands_of_gates_holds_up_nobody)
+{
+	static struct kvx_gate *out[2500];
+	struct kvx_why why = {""};
+	struct kvx_gate *other;
+	setup();
+	for (unsigned i = 0; i < 2500; i++)
+		out[i] = make(gate_fake_event(i % 2 ? &gpu : &gpu2, i % 400),
+			      i >= 1000 ? out[i - 1000] : NULL, 0);
+	cr_assert(until(is_busy));
+	const struct kvx_gate_conf conf = {CLIENT + 1, gate_fake_event(&gpu, 500), NULL, back,
+					   (void *)(uintptr_t)2};
+	cr_assert_eq(kvx_gate_create(gates, &conf, &other, &why), 0);
+	for (unsigned i = 0; i < 2500; i++)
+		kvx_gate_drop(out[i]);
+	kvx_gates_forget(gates, CLIENT);
+	gpu.state[500] = 1;
+	cr_assert(until(second_is_back));
+	cr_assert(until(none_is_out));
+	cr_assert(until(is_open), "events of the client that ended are open yet");
+	cr_assert_eq(n_back[0], 0, "told of gates that it had dropped");
+	cr_assert(kvx_gates_stop(gates));
+	cr_assert_eq(gpu.n_open + gpu2.n_open, 0);
 	kvx_gates_destroy(gates);
 	KVX_TEST_END();
 }

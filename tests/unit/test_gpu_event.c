@@ -1,5 +1,6 @@
-/* Events of engines on a device whose calls hang: who comes behind a call that hangs is told to try
- * again, and only the one whose own call hangs that it does. */
+/* Events of engines on a device whose calls are slow or hang: whoever opens or closes one waits for
+ * nothing, is told to try again when others were in the way, and only the one whose own call hangs
+ * that it does. */
 #include <errno.h>
 #include <pthread.h>
 #include <time.h>
@@ -9,8 +10,66 @@
 #include "test_end.h"
 #include "transport/gpu/gpu_priv.h"
 
+static const uint8_t ipc[KVX_GPU_IPC_BYTES] = {1};
 static struct rig r;
 static struct rig_mem m;
+static unsigned n_events; /* the domain's own */
+
+static void sleep_ms(long ms)
+{
+	const struct timespec ts = {ms / 1000, ms % 1000 * 1000000};
+
+	nanosleep(&ts, NULL);
+}
+
+static void setup(void)
+{
+	rig_open_as(&r, 0, 0);
+	n_events = fake.n_events;
+}
+
+/* What is closed is closed by and by. */
+static void teardown(void)
+{
+	for (unsigned i = 0; i < 2000 && fake.n_events > n_events; i++)
+		sleep_ms(1);
+	cr_assert_eq(fake.n_events, n_events, "an event is open yet");
+	rig_close(&r);
+	KVX_TEST_END();
+}
+
+static int until_ready(struct kvx_gpu_event *event)
+{
+	int rc;
+
+	while ((rc = gpu_event_ready_ipc(event)) == 0)
+		sleep_ms(1);
+	return rc;
+}
+
+/* As who is told to try again. */
+static struct kvx_gpu_event *until_open(void)
+{
+	struct kvx_gpu_event *event = NULL;
+	int rc = -EBUSY;
+
+	for (unsigned i = 0; rc == -EBUSY; i++) {
+		cr_assert_lt(i, 1000);
+		sleep_ms(5);
+		rc = gpu_event_open_ipc(r.dom, ipc, &event);
+		if (rc == 0)
+			rc = until_ready(event);
+	}
+	cr_assert_eq(rc, 1, "%d", rc);
+	return event;
+}
+
+static void until_called(enum fake_call call, unsigned n)
+{
+	for (unsigned i = 0; i < 5000 && fake.n[call] < n; i++)
+		sleep_ms(1);
+	cr_assert_geq(fake.n[call], n);
+}
 
 static void *register_main(void *arg)
 {
@@ -21,88 +80,77 @@ static void *register_main(void *arg)
 	return NULL;
 }
 
-static void sleep_ms(long ms)
+Test(gpu_event, is_opened_asked_and_closed)
 {
-	const struct timespec ts = {ms / 1000, ms % 1000 * 1000000};
-
-	nanosleep(&ts, NULL);
+	setup();
+	struct kvx_gpu_event *event = until_open();
+	cr_assert_eq(gpu_event_ready_ipc(event), 1);
+	cr_assert_eq(gpu_event_query_ipc(event), 1);
+	gpu_event_close_ipc(event);
+	fake_fail(FAKE_EVENT_OPEN, 1, 1, -EINVAL);
+	cr_assert_eq(gpu_event_open_ipc(r.dom, ipc, &event), 0);
+	cr_assert_eq(until_ready(event), -EINVAL);
+	teardown();
 }
 
 /* call_timeout_ms is 200 in the rig. */
 Test(gpu_event, open_behind_a_call_that_hangs_is_to_be_tried_again)
 {
-	const uint8_t ipc[KVX_GPU_IPC_BYTES] = {1};
-	struct kvx_gpu_event *event;
+	struct kvx_gpu_event *event, *later;
 	pthread_t thread;
 
-	rig_open_as(&r, 0, 0);
+	setup();
 	rig_gpu_mem(&m, 0, 1);
 	fake.hang_ipc = true;
 	cr_assert_eq(pthread_create(&thread, NULL, register_main, NULL), 0);
-	sleep_ms(50);
-	cr_assert_eq(gpu_event_open_ipc(r.dom, ipc, &event), -EBUSY, "it was not even begun");
+	until_called(FAKE_IPC_OPEN, 1);
+	uint64_t begin = kvx_now_ns();
+	cr_assert_eq(gpu_event_open_ipc(r.dom, ipc, &event), 0);
+	cr_assert_eq(gpu_event_open_ipc(r.dom, ipc, &later), 0);
+	cr_assert_eq(gpu_event_ready_ipc(event), 0);
+	gpu_event_close_ipc(later);
+	cr_assert_lt(kvx_now_ns() - begin, 100 * KVX_MS, "it has waited");
+	cr_assert_eq(until_ready(event), -EBUSY, "it was not even begun");
 	pthread_join(thread, NULL);
 	cr_assert_eq(gpu_event_open_ipc(r.dom, ipc, &event), -EBUSY, "at once");
 	fake.hang_ipc = false;
 	sem_post(&fake.let_go);
-	for (unsigned i = 0; gpu_event_open_ipc(r.dom, ipc, &event) == -EBUSY; i++) {
-		cr_assert_lt(i, 1000);
-		sleep_ms(5);
-	}
-	rig_close(&r);
+	event = until_open();
+	cr_assert_eq(fake.n[FAKE_EVENT_OPEN], 1u);
+	gpu_event_close_ipc(event);
 	rig_mem_free(&m);
-	KVX_TEST_END();
+	teardown();
 }
 
-/* The control itself: a call that was begun, and one behind it. */
-struct test_call {
-	struct gpu_call call; /* first */
-	bool begun;
-	int status;
-};
-static sem_t let_go;
+Test(gpu_event, open_that_hangs_says_so_and_is_undone_when_it_returns)
+{
+	struct kvx_gpu_event *event, *other;
 
-static int call_run(struct gpu_call *call)
-{
-	sem_wait(&let_go);
-	return 0;
-}
-static void call_late(struct gpu_call *call)
-{
+	setup();
+	fake.hang[FAKE_EVENT_OPEN] = true;
+	cr_assert_eq(gpu_event_open_ipc(r.dom, ipc, &event), 0);
+	cr_assert_eq(until_ready(event), -ETIMEDOUT);
+	cr_assert_eq(gpu_event_open_ipc(r.dom, ipc, &other), -EBUSY);
+	fake.hang[FAKE_EVENT_OPEN] = false;
+	gpu_event_close_ipc(until_open());
+	cr_assert_eq(fake.n[FAKE_EVENT_OPEN], 2u);
+	teardown();
 }
 
-static void *second_main(void *arg)
+Test(gpu_event, close_waits_for_neither_its_own_opening_nor_others)
 {
-	struct test_call *second = arg;
+	struct kvx_gpu_event *event, *open;
 
-	sleep_ms(50);
-	second->status = gpu_control_call(second->call.control, &second->call, 300 * KVX_MS);
-	return NULL;
-}
-
-Test(gpu_event, call_that_times_out_says_whether_it_had_begun)
-{
-	static struct test_call first, second;
-	struct gpu_control *control;
-	pthread_t thread;
-
-	sem_init(&let_go, 0, 0);
-	first.call =
-	    (struct gpu_call){.run = call_run, .late = call_late, .out_begun = &first.begun};
-	second.call = first.call;
-	second.call.out_begun = &second.begun;
-	second.begun = true;
-	cr_assert_eq(gpu_control_create("kvx-test", 0, &control), 0);
-	second.call.control = control;
-	cr_assert_eq(pthread_create(&thread, NULL, second_main, &second), 0);
-	cr_assert_eq(gpu_control_call(control, &first.call, 200 * KVX_MS), -ETIMEDOUT);
-	pthread_join(thread, NULL);
-	cr_assert_eq(second.status, -ETIMEDOUT);
-	cr_assert(first.begun);
-	cr_assert_not(second.begun);
-	sem_post(&let_go);
-	sem_post(&let_go);
-	sleep_ms(50);
-	cr_assert(gpu_control_destroy(control));
-	KVX_TEST_END();
+	setup();
+	open = until_open();
+	fake.hang[FAKE_EVENT_OPEN] = true;
+	cr_assert_eq(gpu_event_open_ipc(r.dom, ipc, &event), 0);
+	until_called(FAKE_EVENT_OPEN, 2);
+	uint64_t begin = kvx_now_ns();
+	gpu_event_close_ipc(event);
+	gpu_event_close_ipc(open);
+	cr_assert_lt(kvx_now_ns() - begin, 100 * KVX_MS, "it has waited");
+	cr_assert_gt(fake.n_events, n_events);
+	fake.hang[FAKE_EVENT_OPEN] = false;
+	teardown();
 }

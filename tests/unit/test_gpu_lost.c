@@ -2,9 +2,11 @@
  * others go on. */
 #include <errno.h>
 #include <poll.h>
+#include <pthread.h>
 #include <time.h>
 
 #include "gpu_rig.h"
+#include "transport/gpu/gpu_priv.h"
 
 struct bench {
 	struct rig rig;
@@ -34,13 +36,16 @@ static void bench_close(struct bench *x)
 	cr_assert_eq(fake.n_streams + fake.n_events + fake.n_hosts, 0u);
 }
 
-static struct kvx_op op(const struct bench *x, uint64_t cookie)
+/* A copy of a page from a to b; how many were taken, or the error. */
+static int post_one(struct bench *x)
 {
-	return (struct kvx_op){.local = x->local,
-			       .remote = x->rkey,
-			       .len_bytes = 4096,
-			       .cookie = cookie,
-			       .kind = KVX_OP_WRITE};
+	const struct kvx_op op = {.local = x->local,
+				  .remote = x->rkey,
+				  .len_bytes = 4096,
+				  .cookie = 5,
+				  .kind = KVX_OP_WRITE};
+
+	return T->post(x->rig.ep, &op, 1);
 }
 
 /* Events until so many ops are done, and the device is told lost. */
@@ -77,10 +82,9 @@ Test(gpu_lost, a_sticky_error_ends_flights_after_the_reset_alone)
 	struct bench x;
 
 	bench_open(&x);
-	struct kvx_op one = op(&x, 5);
 	fake.hold = true;
 	fake.hang_reset = true;
-	cr_assert_eq(T->post(x.rig.ep, &one, 1), 1);
+	cr_assert_eq(post_one(&x), 1);
 	fake_fail(FAKE_EVENT_QUERY, 1, 100, -ENODEV);
 	look(&x, &seen, 0, 1);
 	cr_assert_eq(seen.n_lost, 1);
@@ -88,7 +92,7 @@ Test(gpu_lost, a_sticky_error_ends_flights_after_the_reset_alone)
 	nanosleep(&wait, NULL);
 	look(&x, &seen, 0, 0);
 	cr_assert_eq(seen.n_done, 0, "the reset has not returned: its copy may still land");
-	cr_assert_eq(T->post(x.rig.ep, &one, 1), -ENODEV);
+	cr_assert_eq(post_one(&x), -ENODEV);
 	fake.hang_reset = false;
 	sem_post(&fake.let_go);
 	look(&x, &seen, 1, 1);
@@ -108,15 +112,14 @@ Test(gpu_lost, one_query_that_fails_is_no_loss)
 	struct bench x;
 
 	bench_open(&x);
-	struct kvx_op one = op(&x, 5);
 	fake_fail(FAKE_EVENT_QUERY, 1, 1, -EIO);
-	cr_assert_eq(T->post(x.rig.ep, &one, 1), 1);
+	cr_assert_eq(post_one(&x), 1);
 	look(&x, &seen, 1, 0);
 	cr_assert_eq(seen.n_done, 1);
 	cr_assert_eq(seen.status, 0);
 	cr_assert_eq(seen.n_lost, 0);
 	fake_fail(FAKE_EVENT_RECORD, 1, 1, -EIO);
-	cr_assert_eq(T->post(x.rig.ep, &one, 1), 1);
+	cr_assert_eq(post_one(&x), 1);
 	look(&x, &seen, 2, 0);
 	cr_assert_eq(seen.status, 0);
 	bench_close(&x);
@@ -129,9 +132,8 @@ Test(gpu_lost, an_event_that_cannot_be_recorded_is_one)
 	struct bench x;
 
 	bench_open(&x);
-	struct kvx_op one = op(&x, 5);
 	fake_fail(FAKE_EVENT_RECORD, 1, 100, -EIO);
-	cr_assert_eq(T->post(x.rig.ep, &one, 1), 1);
+	cr_assert_eq(post_one(&x), 1);
 	look(&x, &seen, 1, 1);
 	cr_assert_eq(seen.n_done, 1);
 	cr_assert_eq(seen.status, -ENODEV);
@@ -147,9 +149,8 @@ Test(gpu_lost, copies_that_do_not_end_are_ended_by_a_reset)
 
 	bench_open(&x);
 	memset(x.a.data[0], 0x55, RIG_BYTES);
-	struct kvx_op one = op(&x, 5);
 	fake.hold = true;
-	cr_assert_eq(T->post(x.rig.ep, &one, 1), 1);
+	cr_assert_eq(post_one(&x), 1);
 	cr_assert_eq(T->fence(x.rig.ep), 0);
 	cr_assert_eq(fake.n[FAKE_RESET], 1u);
 	look(&x, &seen, 1, 1);
@@ -167,8 +168,7 @@ Test(gpu_lost, a_fence_waits_until_all_has_landed)
 
 	bench_open(&x);
 	memset(x.a.data[0], 0x55, RIG_BYTES);
-	struct kvx_op one = op(&x, 5);
-	cr_assert_eq(T->post(x.rig.ep, &one, 1), 1);
+	cr_assert_eq(post_one(&x), 1);
 	cr_assert_eq(T->fence(x.rig.ep), 0);
 	cr_assert_eq(x.b.data[0][4095], 0x55);
 	look(&x, &seen, 1, 0);
@@ -201,10 +201,9 @@ Test(gpu_lost, a_reset_that_fails_is_tried_again)
 	struct bench x;
 
 	bench_open(&x);
-	struct kvx_op one = op(&x, 5);
 	fake_fail(FAKE_RESET, 1, 1, -EIO);
 	fake_fail(FAKE_EVENT_RECORD, 1, 100, -ENODEV);
-	cr_assert_eq(T->post(x.rig.ep, &one, 1), 1);
+	cr_assert_eq(post_one(&x), 1);
 	look(&x, &seen, 1, 1);
 	cr_assert_eq(seen.n_done, 1);
 	cr_assert_eq(fake.n[FAKE_RESET], 2u);
@@ -219,12 +218,11 @@ Test(gpu_lost, an_error_of_the_loss_is_no_answer_of_the_reset)
 	struct bench x;
 
 	bench_open(&x);
-	struct kvx_op one = op(&x, 5);
 	fake.hold = true;
 	fake.fail_code[FAKE_RESET] = 719;
 	fake_fail(FAKE_RESET, 1, 2, -ENODEV);
 	fake_fail(FAKE_EVENT_QUERY, 1, 100, -ENODEV);
-	cr_assert_eq(T->post(x.rig.ep, &one, 1), 1);
+	cr_assert_eq(post_one(&x), 1);
 	look(&x, &seen, 1, 1);
 	cr_assert_eq(seen.n_done, 1);
 	cr_assert_eq(seen.status, -ENODEV);
@@ -239,11 +237,10 @@ Test(gpu_lost, that_there_is_no_context_any_more_is_one)
 	struct bench x;
 
 	bench_open(&x);
-	struct kvx_op one = op(&x, 5);
 	fake.fail_code[FAKE_RESET] = 709;
 	fake_fail(FAKE_RESET, 1, 1, -ENODEV);
 	fake_fail(FAKE_EVENT_RECORD, 1, 100, -ENODEV);
-	cr_assert_eq(T->post(x.rig.ep, &one, 1), 1);
+	cr_assert_eq(post_one(&x), 1);
 	look(&x, &seen, 1, 1);
 	cr_assert_eq(seen.n_done, 1);
 	cr_assert_eq(fake.n[FAKE_RESET], 1u);
@@ -301,5 +298,58 @@ Test(gpu_lost, a_loss_that_another_thread_finds_wakes_the_worker)
 	cr_assert_eq(T->arm(x.rig.dom), 0);
 	bench_close(&x);
 	rig_mem_free(&m);
+	KVX_TEST_END();
+}
+
+/* ---- a region that goes while its device is being lost: -Wl,--wrap=kvx_gpu_maps_abandon */
+
+static struct kvx_mr *goes;
+static struct kvx_dom *dom_of_goes;
+static bool closed_uncounted;
+
+static void *dereg_main(void *arg)
+{
+	kvx_role_set_worker();
+	T->mem_dereg(goes);
+	return NULL;
+}
+
+void __real_kvx_gpu_maps_abandon(struct kvx_gpu_maps *maps);
+void __wrap_kvx_gpu_maps_abandon(struct kvx_gpu_maps *maps);
+void __wrap_kvx_gpu_maps_abandon(struct kvx_gpu_maps *maps)
+{
+	const struct timespec ms = {.tv_nsec = 1000000};
+	pthread_t thread;
+
+	if (goes == NULL) {
+		__real_kvx_gpu_maps_abandon(maps);
+		return;
+	}
+	fake.hang[FAKE_IPC_CLOSE] = true;
+	cr_assert_eq(pthread_create(&thread, NULL, dereg_main, NULL), 0);
+	for (unsigned i = 0; i < 1000 && fake.n[FAKE_IPC_CLOSE] == 0; i++)
+		nanosleep(&ms, NULL);
+	cr_assert_eq(fake.n[FAKE_IPC_CLOSE], 1u);
+	closed_uncounted = atomic_load(&dom_of_goes->n_inside) == 0;
+	fake.hang[FAKE_IPC_CLOSE] = false;
+	pthread_join(thread, NULL);
+	__real_kvx_gpu_maps_abandon(maps);
+}
+
+/* The reset waits for those that are counted. */
+Test(gpu_lost, mapping_is_closed_beside_no_reset)
+{
+	struct rig_mem mem;
+	struct rig r;
+
+	rig_open_as(&r, 0, 0);
+	rig_gpu_mem(&mem, 0, 1);
+	goes = rig_reg(&r, &mem, 0);
+	dom_of_goes = r.dom;
+	gpu_dom_lose(r.dom, 0, "the test says so");
+	cr_assert_not(closed_uncounted, "a call is in the runtime that no reset waits for");
+	cr_assert(gpu_dom_wait_reset(r.dom));
+	rig_close(&r);
+	rig_mem_free(&mem);
 	KVX_TEST_END();
 }

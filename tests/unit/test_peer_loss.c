@@ -157,6 +157,53 @@ Test(peer_loss, importer_is_told_after_the_arrivals_of_the_lost_peer)
 	KVX_TEST_END();
 }
 
+/* Several clients on both sides: what one of them hears first says nothing about the others. */
+Test(peer_loss, every_importer_is_told_after_the_arrivals_of_all_transfers)
+{
+	enum { N = 4 }; /* all of them have begun */
+	struct importer importers[N];
+	struct kvx_target *targets[N];
+
+	start();
+	for (unsigned i = 0; i < N; i++) {
+		struct kvx_desc desc = rig_desc(&rig.b, rig_region(&rig.b, LEN, RW, NULL));
+		struct rig_answer answer = rig_resolve(&rig.a, &desc);
+
+		cr_assert_eq(answer.status, 0, "%s", answer.text);
+		targets[i] = answer.target;
+		import_from_a(&importers[i], rig_region(&rig.a, LEN, RW, NULL));
+	}
+	rig.script.latency_ns = 100 * KVX_SEC;
+	for (unsigned i = 0; i < N; i++)
+		cr_assert_eq(rig_submit(&rig.a, i % 2 ? KVX_OP_READ : KVX_OP_WRITE, here,
+					targets[i], LEN, 60000),
+			     0);
+	rig_pass(&rig, 20);
+	held = worker_of(&test_best_ops);
+	rig_wire_cut(&rig);
+	rig_pass(&rig, 500);
+	for (unsigned i = 0; i < N; i++) {
+		cr_assert(importers[i].target->lost);
+		cr_assert_eq(importers[i].n_told, 0, "told while bytes may still land");
+	}
+	cr_assert_eq(rig.b.n_arrivals, 0);
+	rig.script.latency_ns = 0;
+	held = NULL;
+	cr_assert(RIG_UNTIL(&rig, importers[N - 1].n_told > 0, 8000));
+	rig_pass(&rig, 1000);
+	for (unsigned i = 0; i < N; i++) {
+		cr_assert_eq(importers[i].n_told, 1);
+		cr_assert_eq(importers[i].arrivals_then, N, "%u: before an arrival", i);
+		cr_assert_eq(importers[i].status, -EHOSTDOWN);
+		cr_assert_eq(rig.b.arrivals[i].arrival.status, -EHOSTDOWN);
+		import_end(&importers[i]);
+		kvx_target_unref(targets[i]);
+	}
+	cr_assert_eq(rig.b.n_arrivals, N);
+	pair_stop();
+	KVX_TEST_END();
+}
+
 static void on_closed(void *arg, uint64_t region_id)
 {
 	*(bool *)arg = true;

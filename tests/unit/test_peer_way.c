@@ -333,6 +333,50 @@ Test(peer_way, leg_that_has_no_key_is_left_out)
 	KVX_TEST_END();
 }
 
+static struct kvx_layout *two_planes(void)
+{
+	struct kvx_layout *layout = kvx_layout_create(2);
+
+	for (unsigned i = 0; i < 2; i++)
+		layout->planes[i] = (struct kvx_plane){.offset = i * LEN / 2,
+						       .block_stride = 4096,
+						       .block_bytes = 4096,
+						       .n_blocks = LEN / 2 / 4096,
+						       .name = {(char)('a' + i)}};
+	return layout;
+}
+
+/* The first transfer that needs the second way makes it, with all that is known of the region. */
+Test(peer_way, submit_survives_every_failed_allocation)
+{
+	struct kvx_region *far;
+	unsigned n_refused = 0;
+	bool faulted = true;
+
+	start();
+	far = ways_far_region(&rig.a, 0x55);
+	for (unsigned n = 1; faulted; n++) {
+		struct kvx_region *at = rig_region(&rig.b, LEN, RW, two_planes());
+		struct kvx_target *import = ways_import(at);
+		int err;
+
+		fault_alloc_arm(n);
+		err = rig_submit(&rig.a, KVX_OP_WRITE, far, import, LEN, 1000);
+		faulted = fault_alloc_disarm();
+		cr_assert_eq(err, faulted ? -ENOMEM : 0, "allocation %u: %d", n, err);
+		n_refused += err < 0;
+		rig_pass(&rig, 400); /* its end, and the way anew where it was lost */
+		ways_assert_write(far, import, at, "any");
+		kvx_target_unref(import);
+		rig_region_close(&rig.b, at);
+		rig_pass(&rig, 50);
+		cr_assert_lt(n, 30);
+	}
+	cr_assert_gt(n_refused, 2);
+	pair_stop();
+	KVX_TEST_END();
+}
+
 /* Whatever allocation fails on the way, the resolve is answered once, nothing crashes, and the next
  * one succeeds. */
 Test(peer_way, resolve_survives_every_failed_allocation)

@@ -8,6 +8,7 @@
 
 #include "peer_ways.h"
 #include "test_end.h"
+#include "test_rng.h"
 
 #define SEEDS   10u
 #define STEPS   250u
@@ -25,15 +26,6 @@ static struct {
 	unsigned n_accepted, n_ended, n_ok;
 	bool port_down[2];
 } storm;
-
-static uint64_t rng_state;
-static unsigned rng(unsigned n)
-{
-	rng_state ^= rng_state << 13;
-	rng_state ^= rng_state >> 7;
-	rng_state ^= rng_state << 17;
-	return (unsigned)(rng_state % n);
-}
 
 static void take_ends(void)
 {
@@ -80,20 +72,20 @@ static KVX_ON_LOOP void remote_open(struct remote *r, unsigned i)
 
 static KVX_ON_LOOP void storm_submit(void)
 {
-	struct remote *r = &storm.remotes[rng(REMOTES)];
+	struct remote *r = &storm.remotes[rng_below(REMOTES)];
 	unsigned before = rig.a.n_ends;
 
 	if (r->target == NULL)
 		return;
-	if (rig_submit(&rig.a, rng(2) ? KVX_OP_WRITE : KVX_OP_READ, storm.local[rng(2)], r->target,
-		       1 + rng(LEN), 1 + rng(400)) == 0)
+	if (rig_submit(&rig.a, rng_below(2) ? KVX_OP_WRITE : KVX_OP_READ, storm.local[rng_below(2)],
+		       r->target, 1 + rng_below(LEN), 1 + rng_below(400)) == 0)
 		storm.n_accepted++;
 	cr_assert_eq(rig.a.n_ends, before, "an end before the submit has returned");
 }
 
 static KVX_ON_LOOP void storm_reset(void)
 {
-	const struct remote *r = &storm.remotes[rng(REMOTES)];
+	const struct remote *r = &storm.remotes[rng_below(REMOTES)];
 
 	if (r->target != NULL && !r->target->lost)
 		kvx_peers_lane_reset(rig.a.peers, r->target->lane, "a storm");
@@ -111,7 +103,7 @@ static KVX_ON_LOOP void storm_port(unsigned node)
 
 static KVX_ON_LOOP void storm_close(void)
 {
-	unsigned i = rng(REMOTES);
+	unsigned i = rng_below(REMOTES);
 	struct remote *r = &storm.remotes[i];
 
 	if (r->region->state == KVX_REGION_LIVE)
@@ -123,22 +115,22 @@ static KVX_ON_LOOP void storm_close(void)
 
 static KVX_ON_LOOP void storm_step(void)
 {
-	unsigned what = rng(100);
+	unsigned what = rng_below(100);
 
 	if (what < 55)
 		storm_submit();
 	else if (what < 75)
-		pass(1 + rng(30));
+		pass(1 + rng_below(30));
 	else if (what < 80)
 		storm_reset();
 	else if (what < 84)
-		storm_port(rng(2));
+		storm_port(rng_below(2));
 	else if (what < 87)
 		rig_wire_cut(&rig);
 	else if (what < 90)
 		storm_close();
 	else if (what < 93)
-		rig.script.drop_nth_op = (unsigned)rig.script.n_ops + 1 + rng(5);
+		rig.script.drop_nth_op = (unsigned)rig.script.n_ops + 1 + rng_below(5);
 	else if (storm.remotes[what % REMOTES].target != NULL &&
 		 storm.remotes[what % REMOTES].target->lost)
 		remote_drop(&storm.remotes[what % REMOTES]);

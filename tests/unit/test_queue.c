@@ -4,7 +4,9 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdint.h>
+#include <time.h>
 
+#include "base/clock.h"
 #include "fault_alloc.h"
 #include "test_end.h"
 
@@ -68,6 +70,58 @@ Test(queue, threads_get_every_node_once)
 		sum += (uintptr_t)part;
 	}
 	cr_assert_eq(sum, (uintptr_t)N * (N - 1) / 2);
+	kvx_queue_destroy(queue);
+	KVX_TEST_END();
+}
+
+Test(queue, node_is_taken_out_from_anywhere)
+{
+	struct item items[4] = {{.n = 0}, {.n = 1}, {.n = 2}, {.n = 3}};
+	struct kvx_queue *queue;
+
+	cr_assert_eq(kvx_queue_create(&queue), 0);
+	cr_assert_not(kvx_queue_remove(queue, &items[0].node));
+	for (unsigned i = 0; i < 4; i++)
+		kvx_queue_push(queue, &items[i].node);
+	cr_assert(kvx_queue_remove(queue, &items[1].node));
+	cr_assert(kvx_queue_remove(queue, &items[3].node)); /* the last one */
+	cr_assert_not(kvx_queue_remove(queue, &items[3].node));
+	cr_assert_not(kvx_queue_push(queue, &items[1].node));
+	cr_assert(kvx_queue_remove(queue, &items[0].node));
+	cr_assert_eq(kvx_queue_pop(queue), &items[2].node);
+	cr_assert_not(kvx_queue_remove(queue, &items[2].node));
+	cr_assert(kvx_queue_remove(queue, &items[1].node)); /* the only one */
+	cr_assert(kvx_queue_push(queue, &items[3].node));
+	cr_assert_eq(kvx_queue_pop(queue), &items[3].node);
+	kvx_queue_destroy(queue);
+	KVX_TEST_END();
+}
+
+static void *push_soon(void *arg)
+{
+	static struct item item;
+	const struct timespec nap = {.tv_nsec = 20000000};
+
+	nanosleep(&nap, NULL);
+	kvx_queue_push(arg, &item.node);
+	return NULL;
+}
+
+Test(queue, pop_waits_no_longer_than_it_is_told)
+{
+	struct kvx_queue *queue;
+	pthread_t thread;
+
+	cr_assert_eq(kvx_queue_create(&queue), 0);
+	uint64_t begin = kvx_now_ns();
+	cr_assert_null(kvx_queue_pop_for(queue, 30 * KVX_MS));
+	cr_assert_geq(kvx_now_ns() - begin, 30 * KVX_MS);
+	cr_assert_eq(pthread_create(&thread, NULL, push_soon, queue), 0);
+	cr_assert_not_null(kvx_queue_pop_for(queue, 20 * KVX_SEC));
+	pthread_join(thread, NULL);
+	kvx_queue_close(queue);
+	cr_assert_null(kvx_queue_pop_for(queue, 20 * KVX_SEC));
+	cr_assert_lt(kvx_now_ns() - begin, 20 * KVX_SEC);
 	kvx_queue_destroy(queue);
 	KVX_TEST_END();
 }

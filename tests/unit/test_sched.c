@@ -5,6 +5,7 @@
 #include <errno.h>
 
 #include "fault_alloc.h"
+#include "test_rng.h"
 
 Test(sched, everything_comes_back_once)
 {
@@ -44,15 +45,6 @@ Test(sched, items_of_a_flow_go_in_order)
 	}
 	rig_close(&rig);
 	KVX_TEST_END();
-}
-
-static uint64_t rng_state;
-static uint64_t rng(void)
-{
-	rng_state ^= rng_state << 13;
-	rng_state ^= rng_state >> 7;
-	rng_state ^= rng_state << 17;
-	return rng_state;
 }
 
 /* Between flows that all have something to send, no one is ahead by more than a quantum and what

@@ -3,6 +3,8 @@
 
 #include <errno.h>
 
+#include "test_rng.h"
+
 #define BATCH (32 * KIB)
 
 /* A lane of so many outlets that take two batches each. */
@@ -153,15 +155,6 @@ Test(sched_outlets, new_outlets_are_used_at_once)
 	run_out(&rig);
 	rig_close(&rig);
 	KVX_TEST_END();
-}
-
-static uint64_t rng_state;
-static uint64_t rng(void)
-{
-	rng_state ^= rng_state << 13;
-	rng_state ^= rng_state >> 7;
-	rng_state ^= rng_state << 17;
-	return rng_state;
 }
 
 /* Is there an item that could go by an outlet that has credit? */

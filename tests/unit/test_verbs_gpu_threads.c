@@ -1,5 +1,6 @@
-/* Regions of GPU memory come and go on the threads that register and deregister, while the data
- * thread moves bytes into GPU memory and flushes them. For ThreadSanitizer as much as by itself. */
+/* Regions of GPU memory come and go on the threads that register and deregister, two of each, while
+ * the data thread moves bytes into GPU memory and flushes them. For ThreadSanitizer as much as by
+ * itself. */
 #include <pthread.h>
 #include <stdatomic.h>
 
@@ -7,38 +8,77 @@
 
 #include "transport/verbs/verbs_priv.h"
 
-#define N_REGIONS 6u
+#define N_REGIONS 3u
+#define N_PAIRS   2u
 #define ROUNDS    40u
 
+/* Two helpers and what they are given. */
+struct pair {
+	struct gmem guests[N_REGIONS];
+	pthread_t reg, dereg;
+	_Atomic unsigned n_in, n_out; /* registered, deregistered */
+};
+
 static struct rig r;
-static struct gmem mine, theirs, guests[N_REGIONS];
-static _Atomic unsigned n_in, n_out; /* registered, deregistered */
+static struct gmem mine, theirs;
+static struct pair pairs[N_PAIRS];
 static _Atomic bool failed;
 
 /* The helper that registers: a guest is registered again when the other one is through with it. */
 static void *reg_main(void *arg)
 {
-	(void)arg;
+	struct pair *p = arg;
+
 	for (unsigned i = 0; i < ROUNDS * N_REGIONS; i++) {
-		while (atomic_load(&n_out) + N_REGIONS <= i)
+		while (atomic_load(&p->n_out) + N_REGIONS <= i)
 			sched_yield();
-		if (gmem_reg(&guests[i % N_REGIONS], &r.a, i % 2, GPU_RW) != 0)
+		if (gmem_reg(&p->guests[i % N_REGIONS], &r.a, i % 2, GPU_RW) != 0)
 			atomic_store(&failed, true);
-		atomic_store(&n_in, i + 1);
+		atomic_store(&p->n_in, i + 1);
 	}
 	return NULL;
 }
 
 static void *dereg_main(void *arg)
 {
-	(void)arg;
+	struct pair *p = arg;
+
 	for (unsigned i = 0; i < ROUNDS * N_REGIONS; i++) {
-		while (atomic_load(&n_in) <= i)
+		while (atomic_load(&p->n_in) <= i)
 			sched_yield();
-		gmem_dereg(&guests[i % N_REGIONS]);
-		atomic_store(&n_out, i + 1);
+		gmem_dereg(&p->guests[i % N_REGIONS]);
+		atomic_store(&p->n_out, i + 1);
 	}
 	return NULL;
+}
+
+static void pair_make(struct pair *p)
+{
+	for (unsigned i = 0; i < N_REGIONS; i++)
+		gmem_make(&p->guests[i], 1 + i % 2, 1 + i % 3, 4, 64);
+}
+
+static void pair_start(struct pair *p)
+{
+	cr_assert_eq(pthread_create(&p->reg, NULL, reg_main, p), 0);
+	cr_assert_eq(pthread_create(&p->dereg, NULL, dereg_main, p), 0);
+}
+
+static void pair_end(struct pair *p)
+{
+	pthread_join(p->reg, NULL);
+	pthread_join(p->dereg, NULL);
+	for (unsigned i = 0; i < N_REGIONS; i++)
+		gmem_free(&p->guests[i]);
+}
+
+static bool all_are_out(void)
+{
+	bool out = true;
+
+	for (unsigned i = 0; i < N_PAIRS; i++)
+		out &= atomic_load(&pairs[i].n_out) == ROUNDS * N_REGIONS;
+	return out;
 }
 
 static void move_some(uint64_t *seed)
@@ -63,7 +103,6 @@ static void move_some(uint64_t *seed)
 
 Test(verbs_gpu_threads, regions_come_and_go_while_bytes_move)
 {
-	pthread_t reg, dereg;
 	uint64_t seed = 3;
 
 	rig_open(&r);
@@ -73,18 +112,18 @@ Test(verbs_gpu_threads, regions_come_and_go_while_bytes_move)
 	cr_assert_eq(gmem_reg(&mine, &r.a, 0, GPU_RW), 0);
 	cr_assert_eq(gmem_reg(&theirs, &r.b, 0, GPU_RW), 0);
 	gmem_import(&theirs, &r.a);
-	for (unsigned i = 0; i < N_REGIONS; i++)
-		gmem_make(&guests[i], 1 + i % 2, 1 + i % 3, 4, 64);
+	for (unsigned i = 0; i < N_PAIRS; i++)
+		pair_make(&pairs[i]);
 	/* The rig's table of allocations does not change from here on. */
 	for (unsigned gpu = 1; gpu <= 2; gpu++)
 		gpu_rig_flush((void *)(uintptr_t)gpu, &(struct kvx_gpu_flush){0});
 	fake_verbs_gpu_delay(true);
-	cr_assert_eq(pthread_create(&reg, NULL, reg_main, NULL), 0);
-	cr_assert_eq(pthread_create(&dereg, NULL, dereg_main, NULL), 0);
-	while (atomic_load(&n_out) < ROUNDS * N_REGIONS)
+	for (unsigned i = 0; i < N_PAIRS; i++)
+		pair_start(&pairs[i]);
+	while (!all_are_out())
 		move_some(&seed);
-	pthread_join(reg, NULL);
-	pthread_join(dereg, NULL);
+	for (unsigned i = 0; i < N_PAIRS; i++)
+		pair_end(&pairs[i]);
 	cr_assert_not(failed);
 	fake_verbs_gpu_delay(false);
 	gmem_forget(&theirs);
@@ -92,8 +131,6 @@ Test(verbs_gpu_threads, regions_come_and_go_while_bytes_move)
 	gmem_dereg(&theirs);
 	gmem_free(&mine);
 	gmem_free(&theirs);
-	for (unsigned i = 0; i < N_REGIONS; i++)
-		gmem_free(&guests[i]);
 	side_close(&r.a);
 	side_close(&r.b);
 	gpu_rig_fini();

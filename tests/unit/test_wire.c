@@ -1,8 +1,7 @@
-/* Frames and fds over real socket pairs: pieces, limits, and fds that lie. */
+/* Frames over real socket pairs: pieces, limits, buffers, and TCP. */
 #include "proto/kvx_wire.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <stdlib.h>
@@ -12,33 +11,8 @@
 
 #include "fault_alloc.h"
 #include "test_end.h"
+#include "test_fds.h"
 #include "wire_fixture.h"
-
-/* Sends bytes with fds in one sendmsg, as a peer that does not use the writer could. */
-static void raw_send(int socket, const void *bytes, size_t len, const int *fds, unsigned n_fds)
-{
-	char control[CMSG_SPACE(253 * sizeof(int))] = {0};
-	struct iovec iov = {.iov_base = (void *)(uintptr_t)bytes, .iov_len = len};
-	struct msghdr mh = {.msg_iov = &iov, .msg_iovlen = 1};
-
-	if (n_fds > 0) {
-		struct cmsghdr *c;
-
-		mh.msg_control = control;
-		mh.msg_controllen = CMSG_SPACE(n_fds * sizeof(int));
-		c = CMSG_FIRSTHDR(&mh);
-		c->cmsg_level = SOL_SOCKET;
-		c->cmsg_type = SCM_RIGHTS;
-		c->cmsg_len = CMSG_LEN(n_fds * sizeof(int));
-		memcpy(CMSG_DATA(c), fds, n_fds * sizeof(int));
-	}
-	cr_assert_eq(sendmsg(socket, &mh, MSG_NOSIGNAL), (ssize_t)len);
-}
-
-static void raw_header(uint8_t out[KVX_WIRE_HDR_BYTES], uint32_t len, uint16_t type, uint16_t n_fds)
-{
-	kvx_wire_hdr_pack(&(struct kvx_wire_hdr){len, type, n_fds}, out);
-}
 
 Test(wire, header_is_little_endian)
 {
@@ -80,36 +54,6 @@ Test(wire, frame_comes_whole_from_single_bytes)
 	KVX_TEST_END();
 }
 
-Test(wire, single_bytes_on_a_socket_keep_the_fds)
-{
-	struct fixture f;
-	struct kvx_msg msg;
-	uint8_t bytes[KVX_WIRE_HDR_BYTES + 3];
-	int fd = memfd_new(42), got;
-
-	fixture_open(&f);
-	raw_header(bytes, 3, 1, 1);
-	memcpy(bytes + KVX_WIRE_HDR_BYTES, "abc", 3);
-	for (size_t i = 0; i < sizeof(bytes); i++) {
-		raw_send(f.sockets[0], bytes + i, 1, &fd, i == 0 ? 1 : 0);
-		cr_assert_eq(kvx_reader_fill(f.reader, f.sockets[1]), 1);
-		if (i + 1 < sizeof(bytes))
-			cr_assert_eq(kvx_reader_next(f.reader, &msg), 0);
-	}
-	cr_assert_eq(kvx_reader_next(f.reader, &msg), 1);
-	cr_assert_eq(msg.n_fds, 1);
-	got = kvx_msg_take_fd(&msg, 0);
-	cr_assert_eq(memfd_number(got), 42);
-	cr_assert(fcntl(got, F_GETFD) & FD_CLOEXEC);
-	cr_assert_eq(kvx_msg_take_fd(&msg, 0), -1);
-	cr_assert_eq(kvx_msg_take_fd(&msg, 1), -1);
-	kvx_msg_fini(&msg);
-	close(got);
-	close(fd);
-	fixture_close(&f);
-	KVX_TEST_END();
-}
-
 Test(wire, empty_socket_says_again_and_closed_one_says_end)
 {
 	struct fixture f;
@@ -123,171 +67,6 @@ Test(wire, empty_socket_says_again_and_closed_one_says_end)
 	KVX_TEST_END();
 }
 
-Test(wire, untaken_fds_are_closed_with_the_message_and_the_reader)
-{
-	struct fixture f;
-	struct kvx_msg msg;
-	int fds[2] = {memfd_new(1), memfd_new(2)};
-
-	fixture_open(&f);
-	for (unsigned i = 0; i < 2; i++) {
-		cr_assert_eq(kvx_writer_put(f.writer, 9, "x", 1, fds, 2), 0);
-		cr_assert_eq(kvx_writer_flush(f.writer, f.sockets[0]), 0);
-		cr_assert_gt(kvx_reader_fill(f.reader, f.sockets[1]), 0);
-	}
-	cr_assert_eq(kvx_reader_next(f.reader, &msg), 1);
-	kvx_msg_fini(&msg);
-	close(fds[0]);
-	close(fds[1]);
-	fixture_close(&f); /* the second frame was never taken */
-	KVX_TEST_END();
-}
-
-static void discard_count(void *arg, int fd)
-{
-	++*(unsigned *)arg;
-	close(fd);
-}
-
-/* Also those of a call that brought more than any frame may carry: none is closed on the way. */
-Test(wire, fds_that_no_message_took_go_to_who_wants_them)
-{
-	struct fixture f;
-	uint8_t bytes[KVX_WIRE_HDR_BYTES];
-	unsigned n_discarded = 0;
-	int fds[200];
-
-	fixture_open(&f);
-	kvx_reader_set_discard(f.reader, discard_count, &n_discarded);
-	for (unsigned i = 0; i < 200; i++)
-		fds[i] = memfd_new(i);
-	cr_assert_eq(kvx_writer_put(f.writer, 9, "x", 1, fds, 2), 0);
-	cr_assert_eq(kvx_writer_flush(f.writer, f.sockets[0]), 0);
-	cr_assert_gt(kvx_reader_fill(f.reader, f.sockets[1]), 0);
-	raw_header(bytes, 0, 1, KVX_WIRE_FEW_FDS);
-	raw_send(f.sockets[0], bytes, sizeof(bytes), fds, 200);
-	cr_assert_eq(kvx_reader_fill(f.reader, f.sockets[1]), -EPROTO);
-	cr_assert_eq(n_discarded, 202);
-	for (unsigned i = 0; i < 200; i++)
-		close(fds[i]);
-	fixture_close(&f);
-	KVX_TEST_END();
-}
-
-Test(wire, queued_fds_are_closed_with_the_writer)
-{
-	struct fixture f;
-	int fd = memfd_new(1);
-
-	fixture_open(&f);
-	cr_assert_eq(kvx_writer_put(f.writer, 9, "x", 1, &fd, 1), 0);
-	cr_assert_eq(kvx_writer_pending_bytes(f.writer), KVX_WIRE_HDR_BYTES + 1);
-	close(fd);
-	fixture_close(&f);
-	KVX_TEST_END();
-}
-
-Test(wire, more_fds_than_a_frame_may_carry_are_all_closed)
-{
-	for (unsigned n = KVX_WIRE_FEW_FDS + 1; n <= 16; n++) {
-		struct fixture f;
-		struct kvx_msg msg;
-		uint8_t bytes[KVX_WIRE_HDR_BYTES];
-		int fds[16];
-
-		fixture_open(&f);
-		for (unsigned i = 0; i < n; i++)
-			fds[i] = memfd_new(i);
-		raw_header(bytes, 0, 1, KVX_WIRE_FEW_FDS);
-		raw_send(f.sockets[0], bytes, sizeof(bytes), fds, n);
-		cr_assert_eq(kvx_reader_fill(f.reader, f.sockets[1]), -EPROTO, "%u fds", n);
-		cr_assert_eq(kvx_reader_next(f.reader, &msg), -EPROTO);
-		cr_assert_eq(kvx_reader_fill(f.reader, f.sockets[1]), -EPROTO);
-		for (unsigned i = 0; i < n; i++)
-			close(fds[i]);
-		/* before the reader is destroyed: nothing waits for that */
-		close(f.sockets[0]);
-		close(f.sockets[1]);
-		kvx_writer_destroy(f.writer);
-		KVX_TEST_END();
-		kvx_reader_destroy(f.reader);
-	}
-	KVX_TEST_END();
-}
-
-Test(wire, announced_fds_that_did_not_come_are_an_error)
-{
-	struct fixture f;
-	struct kvx_msg msg;
-	uint8_t bytes[KVX_WIRE_HDR_BYTES];
-	int fd = memfd_new(1);
-
-	fixture_open(&f);
-	raw_header(bytes, 0, 1, 2);
-	raw_send(f.sockets[0], bytes, sizeof(bytes), &fd, 1);
-	cr_assert_gt(kvx_reader_fill(f.reader, f.sockets[1]), 0);
-	cr_assert_eq(kvx_reader_next(f.reader, &msg), -EPROTO);
-	close(fd);
-	fixture_close(&f);
-	KVX_TEST_END();
-}
-
-Test(wire, fds_that_no_frame_announced_are_not_given_to_the_next)
-{
-	struct fixture f;
-	struct kvx_msg msg;
-	uint8_t bytes[KVX_WIRE_HDR_BYTES];
-	int fd = memfd_new(1);
-
-	fixture_open(&f);
-	raw_header(bytes, 0, 1, 0);
-	raw_send(f.sockets[0], bytes, sizeof(bytes), &fd, 1);
-	cr_assert_gt(kvx_reader_fill(f.reader, f.sockets[1]), 0);
-	cr_assert_eq(kvx_reader_next(f.reader, &msg), 1);
-	kvx_msg_fini(&msg);
-	raw_header(bytes, 0, 1, 1);
-	raw_send(f.sockets[0], bytes, sizeof(bytes), NULL, 0);
-	cr_assert_gt(kvx_reader_fill(f.reader, f.sockets[1]), 0);
-	cr_assert_eq(kvx_reader_next(f.reader, &msg), -EPROTO);
-	close(fd);
-	fixture_close(&f);
-	KVX_TEST_END();
-}
-
-Test(wire, fds_that_come_late_are_an_error)
-{
-	struct fixture f;
-	struct kvx_msg msg;
-	uint8_t bytes[KVX_WIRE_HDR_BYTES + 1];
-	int fd = memfd_new(1);
-
-	fixture_open(&f);
-	raw_header(bytes, 1, 1, 1);
-	raw_send(f.sockets[0], bytes, KVX_WIRE_HDR_BYTES, NULL, 0);
-	cr_assert_gt(kvx_reader_fill(f.reader, f.sockets[1]), 0);
-	raw_send(f.sockets[0], bytes, 1, &fd, 1);
-	cr_assert_gt(kvx_reader_fill(f.reader, f.sockets[1]), 0);
-	cr_assert_eq(kvx_reader_next(f.reader, &msg), -EPROTO);
-	close(fd);
-	fixture_close(&f);
-	KVX_TEST_END();
-}
-
-Test(wire, too_many_announced_fds_are_refused_by_the_header)
-{
-	struct kvx_reader *reader;
-	struct kvx_msg msg;
-	uint8_t bytes[KVX_WIRE_HDR_BYTES];
-
-	raw_header(bytes, 0, 1, KVX_WIRE_FEW_FDS + 1);
-	cr_assert_eq(kvx_reader_create(100, &reader), 0);
-	cr_assert_eq(kvx_reader_feed(reader, bytes, sizeof(bytes)), 0);
-	cr_assert_eq(kvx_reader_next(reader, &msg), -EPROTO);
-	cr_assert_eq(kvx_reader_next(reader, &msg), -EPROTO);
-	kvx_reader_destroy(reader);
-	KVX_TEST_END();
-}
-
 Test(wire, over_long_frame_is_refused_before_memory_is_made_for_it)
 {
 	struct fixture f;
@@ -296,7 +75,7 @@ Test(wire, over_long_frame_is_refused_before_memory_is_made_for_it)
 
 	fixture_open(&f);
 	raw_header(bytes, 0xfffffff0, 1, 0);
-	raw_send(f.sockets[0], bytes, sizeof(bytes), NULL, 0);
+	test_send_fds(f.sockets[0], bytes, sizeof(bytes), NULL, 0);
 	cr_assert_gt(kvx_reader_fill(f.reader, f.sockets[1]), 0);
 	fault_alloc_arm(UINT32_MAX);
 	cr_assert_eq(kvx_reader_fill(f.reader, f.sockets[1]), -EMSGSIZE);
@@ -319,20 +98,6 @@ Test(wire, limit_can_be_raised)
 	cr_assert_eq(kvx_reader_feed(reader, bytes, sizeof(bytes)), 0);
 	cr_assert_eq(kvx_reader_next(reader, &msg), 1);
 	kvx_reader_destroy(reader);
-	KVX_TEST_END();
-}
-
-Test(wire, writer_refuses_bad_fds)
-{
-	struct fixture f;
-	int fd = memfd_new(1), bad[2] = {fd, -1};
-
-	fixture_open(&f);
-	cr_assert_eq(kvx_writer_put(f.writer, 1, "", 0, bad, 2), -EBADF);
-	cr_assert_eq(kvx_writer_pending_bytes(f.writer), 0);
-	cr_assert_eq(kvx_writer_flush(f.writer, f.sockets[0]), 0);
-	close(fd);
-	fixture_close(&f);
 	KVX_TEST_END();
 }
 
@@ -400,7 +165,6 @@ Test(wire, full_socket_keeps_the_rest)
 Test(wire, reader_gives_the_large_buffer_back)
 {
 	struct fixture f;
-	struct kvx_msg msg;
 
 	fixture_open(&f);
 	fault_alloc_arm(UINT32_MAX);
@@ -413,9 +177,7 @@ Test(wire, reader_gives_the_large_buffer_back)
 			int err = kvx_writer_flush(f.writer, f.sockets[0]);
 
 			cr_assert(err == 0 || err == -EAGAIN);
-			while (kvx_reader_fill(f.reader, f.sockets[1]) > 0)
-				while (kvx_reader_next(f.reader, &msg) == 1)
-					kvx_msg_fini(&msg);
+			fixture_drain(&f);
 		} while (kvx_writer_pending_bytes(f.writer) > 0);
 		if (i == 10)
 			fault_alloc_arm(UINT32_MAX);
@@ -514,7 +276,6 @@ Test(wire, failing_allocations_are_reported_and_leave_nothing)
 
 	do {
 		struct fixture f = {.sockets = {-1, -1}};
-		struct kvx_msg msg;
 		static uint8_t body[50000];
 
 		cr_assert_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, f.sockets), 0);
@@ -528,9 +289,8 @@ Test(wire, failing_allocations_are_reported_and_leave_nothing)
 			err = kvx_writer_put(f.writer, 2, body, sizeof(body), &fd, 1);
 		if (err == 0)
 			err = kvx_writer_flush(f.writer, f.sockets[0]);
-		while (err >= 0 && (err = kvx_reader_fill(f.reader, f.sockets[1])) > 0)
-			while (kvx_reader_next(f.reader, &msg) == 1)
-				kvx_msg_fini(&msg);
+		if (err == 0)
+			err = fixture_drain(&f);
 		failed = fault_alloc_disarm();
 		cr_assert_eq(err, failed ? -ENOMEM : -EAGAIN);
 		fixture_close(&f);

@@ -6,29 +6,27 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include "fault_alloc.h"
 #include "test_end.h"
+#include "test_fds.h"
 #include "wire_fixture.h"
 
-#define MANY    20 /* the type that may carry many */
-#define OTHER   21
-#define SCM_MAX 253
+#define MANY  20 /* the type that may carry many */
+#define OTHER 21
 
-static int numbered[SCM_MAX];
+static int numbered[TEST_SCM_MAX];
 
 static void numbered_open(void)
 {
-	for (unsigned i = 0; i < SCM_MAX; i++)
+	for (unsigned i = 0; i < TEST_SCM_MAX; i++)
 		numbered[i] = memfd_new(i);
 }
 
 static void numbered_close(void)
 {
-	for (unsigned i = 0; i < SCM_MAX; i++)
+	for (unsigned i = 0; i < TEST_SCM_MAX; i++)
 		close(numbered[i]);
 }
 
@@ -41,23 +39,10 @@ static void many_open(struct fixture *f)
 /* A header that says n_says, and n_sent fds. */
 static void raw_frame(const struct fixture *f, uint16_t type, unsigned n_says, unsigned n_sent)
 {
-	static char control[CMSG_SPACE(SCM_MAX * sizeof(int))];
 	uint8_t bytes[KVX_WIRE_HDR_BYTES];
-	struct iovec iov = {.iov_base = bytes, .iov_len = sizeof(bytes)};
-	struct msghdr mh = {.msg_iov = &iov, .msg_iovlen = 1};
 
-	kvx_wire_hdr_pack(&(struct kvx_wire_hdr){0, type, (uint16_t)n_says}, bytes);
-	if (n_sent > 0) {
-		struct cmsghdr *c = (struct cmsghdr *)(void *)control;
-
-		mh.msg_control = control;
-		mh.msg_controllen = CMSG_SPACE(n_sent * sizeof(int));
-		c->cmsg_level = SOL_SOCKET;
-		c->cmsg_type = SCM_RIGHTS;
-		c->cmsg_len = CMSG_LEN(n_sent * sizeof(int));
-		memcpy(CMSG_DATA(c), numbered, n_sent * sizeof(int));
-	}
-	cr_assert_eq(sendmsg(f->sockets[0], &mh, MSG_NOSIGNAL), (ssize_t)sizeof(bytes));
+	raw_header(bytes, 0, type, (uint16_t)n_says);
+	test_send_fds(f->sockets[0], bytes, sizeof(bytes), numbered, n_sent);
 }
 
 static void put_and_flush(struct fixture *f, unsigned n_fds)
@@ -128,7 +113,8 @@ Test(wire_fds, none_may_carry_many_before_that_was_allowed)
 
 Test(wire_fds, more_than_the_most_are_refused_and_closed)
 {
-	static const unsigned says[] = {KVX_WIRE_MAX_FDS, KVX_WIRE_MAX_FDS + 1, SCM_MAX, 65535};
+	static const unsigned says[] = {KVX_WIRE_MAX_FDS, KVX_WIRE_MAX_FDS + 1, TEST_SCM_MAX,
+					65535};
 	struct fixture f;
 
 	numbered_open();
@@ -199,21 +185,6 @@ Test(wire_fds, more_than_were_announced_are_found_out_at_once)
 
 /* ---- no room in this process */
 
-/* So many more fds than there are now; returns what the limit was. */
-static struct rlimit leave_fds(unsigned n)
-{
-	struct rlimit before, now;
-	int lowest = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 0);
-
-	cr_assert_geq(lowest, 0);
-	close(lowest);
-	cr_assert_eq(getrlimit(RLIMIT_NOFILE, &before), 0);
-	now = before;
-	now.rlim_cur = (rlim_t)lowest + n;
-	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &now), 0);
-	return before;
-}
-
 Test(wire_fds, frames_whose_fds_found_no_room_come_without_them)
 {
 	static const unsigned room[] = {0, 1, 7, 39};
@@ -226,7 +197,7 @@ Test(wire_fds, frames_whose_fds_found_no_room_come_without_them)
 		numbered_open();
 		many_open(&f);
 		put_and_flush(&f, 40);
-		limit = leave_fds(room[i]);
+		limit = test_leave_fds(room[i]);
 		cr_assert_gt(kvx_reader_fill(f.reader, f.sockets[1]), 0);
 		cr_assert_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
 		cr_assert_eq(kvx_reader_next(f.reader, &msg), 1);
@@ -256,7 +227,7 @@ Test(wire_fds, only_the_frame_that_had_them_is_without)
 		put_and_flush(&f, 0);
 		put_and_flush(&f, 2);
 	}
-	limit = leave_fds(3); /* enough for one, too few for two */
+	limit = test_leave_fds(3); /* enough for one, too few for two */
 	for (unsigned n = 0; n < 3 * 2 * (KVX_WIRE_HDR_BYTES + 1);) {
 		int got = kvx_reader_fill(f.reader, f.sockets[1]);
 
@@ -285,7 +256,7 @@ Test(wire_fds, lost_fds_that_no_frame_announced_are_an_error)
 	numbered_open();
 	many_open(&f);
 	raw_frame(&f, MANY, 0, 5);
-	limit = leave_fds(0);
+	limit = test_leave_fds(0);
 	cr_assert_gt(kvx_reader_fill(f.reader, f.sockets[1]), 0);
 	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
 	expect_frame(&f, 0);
@@ -304,7 +275,7 @@ Test(wire_fds, without_room_for_duplicates_nothing_is_queued)
 
 	numbered_open();
 	many_open(&f);
-	limit = leave_fds(10);
+	limit = test_leave_fds(10);
 	cr_assert_eq(kvx_writer_put(f.writer, MANY, "x", 1, numbered, 11), -EMFILE);
 	cr_assert_eq(kvx_writer_pending_bytes(f.writer), 0);
 	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
@@ -396,7 +367,6 @@ Test(wire_fds, failing_allocations_lose_no_fds)
 	numbered_open();
 	do {
 		struct fixture f;
-		struct kvx_msg msg;
 		int err;
 
 		many_open(&f);
@@ -404,9 +374,8 @@ Test(wire_fds, failing_allocations_lose_no_fds)
 		err = kvx_writer_put(f.writer, MANY, "x", 1, numbered, 100);
 		if (err == 0)
 			err = kvx_writer_flush(f.writer, f.sockets[0]);
-		while (err >= 0 && (err = kvx_reader_fill(f.reader, f.sockets[1])) > 0)
-			while (kvx_reader_next(f.reader, &msg) == 1)
-				kvx_msg_fini(&msg);
+		if (err == 0)
+			err = fixture_drain(&f);
 		failed = fault_alloc_disarm();
 		cr_assert_eq(err, failed ? -ENOMEM : -EAGAIN);
 		fixture_close(&f);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "test_end.h"
+#include "test_rng.h"
 #include "xfer_pair.h"
 
 Test(xfer_end, failed_op_fails_the_transfer_with_its_cause)
@@ -319,15 +320,6 @@ Test(xfer_end, cancel_by_region_target_and_lane)
 	rig_region_close(&pair.rig, other);
 	pair_close();
 	KVX_TEST_END();
-}
-
-static uint64_t rng_state;
-static uint64_t rng(void)
-{
-	rng_state ^= rng_state << 13;
-	rng_state ^= rng_state >> 7;
-	rng_state ^= rng_state << 17;
-	return rng_state;
 }
 
 #define STORM 40

@@ -126,7 +126,7 @@ Test(xfer_retry, cancel_and_deadline_hold_while_it_waits)
 }
 
 /* Losses at any moment: each transfer ends once, and what ended well arrived whole. */
-Test(xfer_retry, random_losses_never_lose_bytes)
+Test(xfer_retry, random_losses_never_lose_bytes, .timeout = 100)
 {
 	unsigned n_ok = 0;
 	for (unsigned seed = 1; seed <= 40; seed++) {

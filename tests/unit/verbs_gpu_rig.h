@@ -5,6 +5,7 @@
 #ifndef KVX_VERBS_GPU_RIG_H
 #define KVX_VERBS_GPU_RIG_H
 
+#include <stdatomic.h>
 #include <sys/stat.h>
 
 #include "mem/gpu.h"
@@ -25,11 +26,12 @@ struct gpu_alloc {
 	ino_t ino;
 };
 static struct gpu_alloc gpu_allocs[GPU_MAX_ALLOCS];
-static unsigned n_flush_asked;
+static _Atomic unsigned n_flush_asked;
 static bool gpu_has_flush;
 static uint64_t gpu_flush_off; /* its dma-buf and address lead so much too far */
 static int gpu_copier_error;
-static unsigned n_home_reads;
+static unsigned gpu_busy; /* so many calls of the table say so first */
+static _Atomic unsigned n_home_reads;
 static struct gpu_alloc *gpu_flush_memory[8]; /* by GPU */
 
 static inline unsigned gpu_of_fd(int fd)
@@ -88,17 +90,25 @@ static inline void gpu_free(struct gpu_alloc *a)
 	a->fd = -1;
 }
 
+static inline bool gpu_rig_is_busy(void)
+{
+	return gpu_busy > 0 && gpu_busy-- > 0;
+}
+
 /* device: the number of the GPU, as a pointer. */
 static inline int gpu_rig_flush(void *device, struct kvx_gpu_flush *out_flush)
 {
 	struct gpu_alloc **a = &gpu_flush_memory[(uintptr_t)device];
 
+	if (gpu_rig_is_busy())
+		return -EBUSY;
 	n_flush_asked++;
 	if (!gpu_has_flush)
 		return -EOPNOTSUPP;
-	if (*a == NULL)
+	if (*a == NULL) {
 		*a = gpu_alloc((unsigned)(uintptr_t)device, 4096, 0);
-	memset((*a)->bytes, 0x3c, KVX_GPU_FLUSH_MARK_BYTES);
+		memset((*a)->bytes, 0x3c, KVX_GPU_FLUSH_MARK_BYTES);
+	}
 	*out_flush = (struct kvx_gpu_flush){.addr = (uintptr_t)(*a)->addr,
 					    .len_bytes = 4096,
 					    .fd = (*a)->fd,
@@ -112,6 +122,8 @@ static inline int gpu_rig_flush(void *device, struct kvx_gpu_flush *out_flush)
 /* What the home sees: copies that are done at once. */
 static inline int gpu_rig_host_alloc(void *device, size_t bytes, void **out_addr)
 {
+	if (gpu_rig_is_busy())
+		return -EBUSY;
 	*out_addr = calloc(1, bytes);
 	return *out_addr != NULL ? 0 : -ENOMEM;
 }
@@ -124,8 +136,8 @@ static inline void gpu_rig_host_free(void *device, void *addr)
 static inline int gpu_rig_copier_open(void *device, unsigned n_tickets,
 				      struct kvx_gpu_copier **out_copier)
 {
-	if (gpu_copier_error < 0)
-		return gpu_copier_error;
+	if (gpu_copier_error < 0 || gpu_rig_is_busy())
+		return gpu_copier_error < 0 ? gpu_copier_error : -EBUSY;
 	*out_copier = calloc(1, 1);
 	return *out_copier != NULL ? 0 : -ENOMEM;
 }
@@ -173,6 +185,7 @@ static inline void gpu_rig_init(void)
 	gpu_has_flush = true;
 	gpu_flush_off = 0;
 	gpu_copier_error = 0;
+	gpu_busy = 0;
 	n_home_reads = 0;
 	fake_verbs_set_gpus(&gpu_table);
 	kvx_log_set_level(KVX_LOG_ERROR); /* what is not taken is said so */

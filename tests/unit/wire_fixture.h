@@ -49,4 +49,22 @@ static inline unsigned memfd_number(int fd)
 	return number;
 }
 
+static inline void raw_header(uint8_t out[KVX_WIRE_HDR_BYTES], uint32_t len, uint16_t type,
+			      uint16_t n_fds)
+{
+	kvx_wire_hdr_pack(&(struct kvx_wire_hdr){len, type, n_fds}, out);
+}
+
+/* Reads and drops all that comes; what the last read said. */
+static inline int fixture_drain(struct fixture *f)
+{
+	struct kvx_msg msg;
+	int err;
+
+	while ((err = kvx_reader_fill(f->reader, f->sockets[1])) > 0)
+		while (kvx_reader_next(f->reader, &msg) == 1)
+			kvx_msg_fini(&msg);
+	return err;
+}
+
 #endif

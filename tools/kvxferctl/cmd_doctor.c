@@ -87,19 +87,19 @@ static struct json_object *check_daemon(struct kvx_ctl *ctl, struct kvx_report *
 	return obj;
 }
 
-/* What the daemon says of its devices; NULL when it does not know the question. */
-static struct json_object *ask_devices(struct kvx_ctl *ctl)
+/* NULL when there is no daemon, or it does not know the question. */
+static struct json_object *ask(struct kvx_ctl *ctl, const char *verb)
 {
 	struct json_object *obj = NULL;
 	char *text = NULL;
 
-	if (kvxfer_client_query(ctl->client, "devices", NULL, &text) == 0)
+	if (ctl->client != NULL && kvxfer_client_query(ctl->client, verb, NULL, &text) == 0)
 		obj = json_tokener_parse(text);
 	free(text);
 	return obj;
 }
 
-static void check_rdma(struct kvx_report *report, struct kvx_ctl *ctl, bool daemon_answers)
+static void check_rdma(struct kvx_report *report, struct json_object *devices)
 {
 	static const struct kvx_rdma_places places = {
 	    .sysfs = "/sys/class",
@@ -107,18 +107,25 @@ static void check_rdma(struct kvx_report *report, struct kvx_ctl *ctl, bool daem
 	    .soname = "libibverbs.so.1",
 	    .limit_ms = 20000,
 	};
-	struct json_object *devices = daemon_answers ? ask_devices(ctl) : NULL;
 
 	kvx_doctor_rdma(report, &places, devices);
-	json_object_put(devices);
 }
 
-static void check_gpus(struct kvx_report *report, struct json_object *daemon)
+/* Runtimes are looked for where the daemon does. */
+static void check_gpus(struct kvx_report *report, struct kvx_ctl *ctl, struct json_object *daemon,
+		       struct json_object *devices)
 {
-	static const struct kvx_gpu_places places = {
-	    .root = "", .limit_ms = 20000, .ask_runtime = true};
+	struct json_object *config = daemon != NULL ? ask(ctl, "config") : NULL;
+	const char *lib_dir = kvx_json_str(kvx_json_get(config, "config"), "gpu.library_dir");
+	const struct kvx_gpu_places places = {.root = "",
+					      .lib_dir = *lib_dir ? lib_dir : NULL,
+					      .limit_ms = 20000,
+					      .ask_runtime = true};
+	const struct kvx_gpu_daemon says = {.pid = (unsigned)kvx_json_u64(daemon, "pid"),
+					    .devices = devices};
 
-	kvx_doctor_gpus(report, &places, (unsigned)kvx_json_u64(daemon, "pid"));
+	kvx_doctor_gpus(report, &places, &says);
+	json_object_put(config);
 }
 
 static void check_version(struct kvx_report *report, struct json_object *daemon)
@@ -139,6 +146,8 @@ static void check_transport(struct kvx_report *report, struct json_object *trans
 	const char *reason = kvx_json_str(transport, "reason");
 	bool is_verbs = strcmp(name, "verbs") == 0;
 
+	if (strcmp(name, "gpu") == 0)
+		return; /* told of each device */
 	if (kvx_json_bool(transport, "usable"))
 		kvx_report_ok(
 		    report, "transport",
@@ -229,7 +238,7 @@ static void print_report_json(const struct kvx_report *report)
 int kvx_cmd_doctor(struct kvx_ctl *ctl)
 {
 	struct kvx_report report = {0};
-	struct json_object *daemon;
+	struct json_object *daemon, *devices;
 	bool failed;
 
 	daemon = check_daemon(ctl, &report);
@@ -242,14 +251,16 @@ int kvx_cmd_doctor(struct kvx_ctl *ctl)
 	kvx_doctor_limits(&report, daemon);
 	kvx_doctor_memory(&report);
 	kvx_doctor_network(&report);
-	check_rdma(&report, ctl, daemon != NULL);
-	check_gpus(&report, daemon);
+	devices = daemon != NULL ? ask(ctl, "devices") : NULL;
+	check_rdma(&report, devices);
+	check_gpus(&report, ctl, daemon, devices);
 	if (ctl->json)
 		print_report_json(&report);
 	else
 		print_report(&report);
 	failed = report.worst == KVX_FINDING_FAIL;
 	kvx_report_fini(&report);
+	json_object_put(devices);
 	json_object_put(daemon);
 	return failed ? KVX_CTL_FAILED : KVX_CTL_OK;
 }

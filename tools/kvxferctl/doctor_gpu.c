@@ -196,34 +196,6 @@ static void check_dmabuf(struct kvx_report *report, const struct kvx_topo *topo,
 		check_amd_kernel(report, places->root, release);
 }
 
-/* The daemon must see every device: engines name them by address, not by number. */
-static void check_environment(struct kvx_report *report, const char *root, unsigned pid)
-{
-	static const char *const names[] = {"CUDA_VISIBLE_DEVICES=", "HIP_VISIBLE_DEVICES=",
-					    "ROCR_VISIBLE_DEVICES=", "GPU_DEVICE_ORDINAL="};
-	char path[PATH_MAX], buf[65536];
-	size_t n;
-	FILE *f;
-
-	kvx_topo_path(path, "%s/proc/%u/environ", root, pid);
-	f = pid != 0 ? fopen(path, "re") : NULL;
-	if (f == NULL)
-		return;
-	n = fread(buf, 1, sizeof(buf) - 1, f);
-	fclose(f);
-	buf[n] = '\0';
-	for (const char *at = buf; at < buf + n; at += strlen(at) + 1)
-		for (unsigned i = 0; i < sizeof(names) / sizeof(names[0]); i++)
-			if (strncmp(at, names[i], strlen(names[i])) == 0)
-				kvx_report_add(
-				    report, KVX_FINDING_WARN, "gpu",
-				    kvx_tool_printf("the daemon runs with %s: it cannot serve "
-						    "engines on the GPUs that this hides",
-						    at),
-				    kvx_tool_strdup("take it out of the daemon's environment; "
-						    "engines keep theirs"));
-}
-
 static void name_gpus(struct kvx_report *report, const struct kvx_topo *topo)
 {
 	unsigned amd = count_vendor(topo, KVX_TOPO_AMD), nvidia = topo->n_gpus - amd;
@@ -235,14 +207,16 @@ static void name_gpus(struct kvx_report *report, const struct kvx_topo *topo)
 }
 
 void kvx_doctor_gpus(struct kvx_report *report, const struct kvx_gpu_places *places,
-		     unsigned daemon_pid)
+		     const struct kvx_gpu_daemon *daemon)
 {
 	struct kvx_topo_places where = {.root = places->root};
 	struct kvx_topo *topo = kvx_topo_read(&where);
 	struct utsname kernel;
 
+	kvx_doctor_gpu_daemon(report, daemon, topo->n_gpus, places->root);
 	if (topo->n_gpus == 0) {
-		kvx_report_ok(report, "gpu", kvx_tool_strdup("no GPU: regions are host memory"));
+		kvx_report_ok(report, "gpu",
+			      kvx_tool_strdup("no GPU on the PCI bus: regions are host memory"));
 		free(topo);
 		return;
 	}
@@ -254,6 +228,5 @@ void kvx_doctor_gpus(struct kvx_report *report, const struct kvx_gpu_places *pla
 			     places->release != NULL ? places->release : kernel.release);
 	if (places->ask_runtime)
 		kvx_doctor_gpu_runtime(report, topo, places);
-	check_environment(report, places->root, daemon_pid);
 	free(topo);
 }

@@ -12,11 +12,18 @@ struct kvx_gpu_places {
 	unsigned limit_ms;   /* how long a runtime may take */
 	bool ask_runtime;
 };
-/* daemon_pid: 0 when there is no daemon. */
+/* What is known of the daemon that runs. */
+struct kvx_gpu_daemon {
+	unsigned pid;                /* 0: there is none */
+	struct json_object *devices; /* its answer to `devices`; NULL: it gave none */
+};
 void kvx_doctor_gpus(struct kvx_report *report, const struct kvx_gpu_places *places,
-		     unsigned daemon_pid);
+		     const struct kvx_gpu_daemon *daemon);
 
 /* Parts. */
+/* n_gpus: on the PCI bus. */
+void kvx_doctor_gpu_daemon(struct kvx_report *report, const struct kvx_gpu_daemon *daemon,
+			   unsigned n_gpus, const char *root);
 void kvx_doctor_gpu_files(struct kvx_report *report, const struct kvx_topo *topo, const char *root);
 void kvx_doctor_gpu_bus(struct kvx_report *report, const struct kvx_topo *topo, const char *root);
 void kvx_doctor_gpu_runtime(struct kvx_report *report, const struct kvx_topo *topo,

@@ -3,7 +3,7 @@
  * that kvxferctl starts on nodes without it. */
 #include "doctor_library.h"
 
-#include "child.h"
+#include "base/child.h"
 
 #include <dlfcn.h>
 #include <errno.h>

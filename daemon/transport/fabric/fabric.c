@@ -1,6 +1,6 @@
 /* The fabric backend: node to node over libfabric (tcp everywhere, other providers where they
  * are). This file is its table and the two calls that only choose between packed messages and RMA.
- * Owned and called by one worker thread per domain.
+ * Owned by one worker thread per domain; its helpers' calls come by fabric_call.c.
  *
  * Small ops are packed into messages and scattered by the receiving daemon's worker; large ones are
  * announced by a message and received straight into their place (fabric_place.c), or go by RMA
@@ -31,7 +31,8 @@ static int fabric_post(struct kvx_ep *ep, const struct kvx_op *ops, unsigned n)
 
 const struct kvx_transport_ops kvx_fabric_ops = {
     .name = "fabric",
-    .caps = KVX_CAP_CROSS_NODE | KVX_CAP_CONNECT | KVX_CAP_EVENT_FD | KVX_CAP_ANY_MEMORY,
+    .caps = KVX_CAP_CROSS_NODE | KVX_CAP_CONNECT | KVX_CAP_EVENT_FD | KVX_CAP_ANY_MEMORY |
+	    KVX_CAP_BLOCKING_CONTROL,
     .probe = fabric_probe,
     .open = fabric_open,
     .close = fabric_close,

@@ -1,6 +1,6 @@
-/* Messages of GPU memory between their buffer and the devices: started in the order in which they
- * come, as far as tickets go, polled every turn, never waited for here. What begins before and
- * follows after a copy is in fabric_bounce_out.c and fabric_bounce_in.c, what ends it early in
+/* The life of a bounce: who may have one, and a buffer with it, and when; its end; the turn in
+ * which all of them are looked at. Its copies are in fabric_bounce_copy.c, what begins before and
+ * follows after them in fabric_bounce_out.c and fabric_bounce_in.c, what ends it early in
  * fabric_bounce_cut.c. Worker thread. A bounce is made when more are under way than ever before,
  * never freed before the domain is closed. */
 #include <errno.h>
@@ -36,7 +36,8 @@ static void mr_tell(struct kvx_mr *mr)
 
 /* The device of the places can copy. It is one: nobody builds messages of two, and what hangs with
  * one device is not to hold up another. */
-static int places_ready(const struct fab_place *places, uint32_t n, struct fab_dev **out_dev)
+static int places_ready(const struct fab_place *places, uint32_t n, bool out,
+			struct fab_dev **out_dev)
 {
 	struct fab_dev *dev = NULL;
 	int rc;
@@ -49,6 +50,8 @@ static int places_ready(const struct fab_place *places, uint32_t n, struct fab_d
 		dev = places[i].mr->dev;
 	}
 	rc = fab_dev_ready(dev);
+	if (rc == 0 && fab_dev_hangs(dev, out))
+		rc = -EBUSY;
 	if (rc < 0)
 		return rc;
 	for (uint32_t i = 0; i < n; i++)
@@ -91,20 +94,28 @@ bool fab_bounce_is_out(const struct fab_bounce *bounce)
 	return kind_is_out(bounce->kind);
 }
 
-struct kvx_gpu_copier *fab_bounce_copier(const struct fab_bounce *bounce, const struct fab_dev *dev)
+/* What comes in shares its slots: WRITEs of the peer and answers to READs of ours. */
+static bool kinds_share(enum fab_bounce_kind a, enum fab_bounce_kind b)
 {
-	return dev->copiers[kind_is_out(bounce->kind)];
+	return a == b || (!kind_is_out(a) && !kind_is_out(b));
 }
 
-static bool slots_full(const struct kvx_ep *ep, enum fab_bounce_kind kind)
+/* Each device has slots of its own: one that hangs fills those only. */
+static bool slots_full(const struct kvx_ep *ep, enum fab_bounce_kind kind,
+		       const struct fab_dev *dev)
 {
-	unsigned n = ep->n_bounces[kind];
+	const struct fab_gpu *gpu = ep->dom->gpu;
+	unsigned n = 0;
 
-	if (kind == FAB_BOUNCE_PLACE)
-		n += ep->n_bounces[FAB_BOUNCE_FILL];
-	else if (kind == FAB_BOUNCE_FILL)
-		n += ep->n_bounces[FAB_BOUNCE_PLACE];
-	return n >= ep->dom->gpu->slots;
+	for (unsigned k = 0; k < FAB_BOUNCE_KINDS; k++)
+		if (kinds_share(kind, (enum fab_bounce_kind)k))
+			n += ep->n_bounces[k];
+	if (n < gpu->slots || gpu->devs->next == NULL)
+		return n >= gpu->slots;
+	n = 0;
+	for (const struct fab_bounce *b = gpu->bounces; b != NULL; b = b->next)
+		n += b->ep == ep && b->buf->dev == dev && kinds_share(kind, b->kind);
+	return n >= gpu->slots;
 }
 
 static bool ep_is_alone(const struct kvx_ep *ep)
@@ -134,11 +145,11 @@ static int bounce_take(struct kvx_ep *ep, enum fab_bounce_kind kind, const struc
 	struct fab_bounce *bounce;
 	struct fab_dev *dev;
 	struct fab_buf *buf;
-	int rc = places_ready(places, n, &dev);
+	int rc = places_ready(places, n, kind_is_out(kind), &dev);
 
 	if (rc < 0)
 		return rc;
-	if (slots_full(ep, kind) || share_used(ep, kind))
+	if (slots_full(ep, kind, dev) || share_used(ep, kind))
 		return -EAGAIN;
 	rc = fab_buf_get(dev, kind_is_out(kind), &buf);
 	if (rc < 0)
@@ -242,150 +253,6 @@ struct fab_bounce *fab_bounce_find(const struct kvx_ep *ep, uint32_t index)
 	return bounce;
 }
 
-/* ---- copies */
-
-static void ticket_failed(struct fab_bounce *bounce, struct fab_dev *dev, int status)
-{
-	if (status == -ENODEV)
-		fab_dev_lost(dev);
-	fab_bounce_fail(bounce, status,
-			status == -ENODEV ? "the GPU of the memory is lost"
-					  : "a copy between the GPU and host memory failed");
-}
-
-void fab_bounce_poll(struct fab_bounce *bounce)
-{
-	for (unsigned i = bounce->n_out; i-- > 0;) {
-		struct fab_ticket *t = &bounce->out[i];
-		struct fab_dev *dev = t->dev;
-		int rc = dev->access->copier_poll(fab_bounce_copier(bounce, dev), t->ticket);
-
-		if (rc == 0)
-			continue;
-		*t = bounce->out[--bounce->n_out];
-		dev->gpu->n_moves++;
-		if (rc < 0)
-			ticket_failed(bounce, dev, rc);
-		fab_dev_ticket_back(dev);
-	}
-}
-
-/* Pieces of one device, from where the bounce is on; returns how many and moves on. */
-static unsigned bounce_pieces(struct fab_bounce *bounce, struct kvx_gpu_piece *pieces)
-{
-	const struct fab_dev *dev = bounce->places[bounce->at].mr->dev;
-	bool out = kind_is_out(bounce->kind);
-	uint64_t next = 0; /* address behind the last piece */
-	unsigned n = 0;
-
-	while (bounce->at < bounce->n_places && n < FAB_PIECES) {
-		const struct fab_place *p = &bounce->places[bounce->at];
-		uint64_t left = p->len_bytes - bounce->done, room;
-
-		if (p->mr->dev != dev)
-			break;
-		uint64_t addr = kvx_gpu_mem_addr(p->mr->gpu_mem, p->offset + bounce->done, &room);
-		uint64_t len = left < room ? left : room;
-		uint64_t run = (uintptr_t)bounce->run;
-
-		if (n > 0 && next == addr)
-			pieces[n - 1].len_bytes += len;
-		else
-			pieces[n++] = out ? (struct kvx_gpu_piece){run, addr, len}
-					  : (struct kvx_gpu_piece){addr, run, len};
-		next = addr + len;
-		bounce->run += len;
-		bounce->done += len;
-		if (bounce->done == p->len_bytes) {
-			bounce->at++;
-			bounce->done = 0;
-		}
-	}
-	return n;
-}
-
-static int bounce_start_device(struct fab_bounce *bounce)
-{
-	struct kvx_gpu_piece pieces[FAB_PIECES];
-	struct fab_dev *dev = bounce->places[bounce->at].mr->dev;
-	uint32_t at = bounce->at;
-	uint64_t done = bounce->done;
-	uint8_t *run = bounce->run;
-	unsigned ticket, n = bounce_pieces(bounce, pieces);
-	int rc = fab_dev_ready(dev);
-
-	if (rc == 0)
-		rc = dev->access->copier_start(fab_bounce_copier(bounce, dev), pieces, n, &ticket);
-	if (rc == 0) {
-		bounce->out[bounce->n_out++] = (struct fab_ticket){dev, ticket};
-		dev->gpu->n_moves++;
-		dev->n_tickets++;
-		return 0;
-	}
-	if (rc == -EAGAIN) {
-		bounce->at = at;
-		bounce->done = done;
-		bounce->run = run;
-		return rc;
-	}
-	ticket_failed(bounce, dev, rc);
-	return rc;
-}
-
-static int bounce_start_host(struct fab_bounce *bounce)
-{
-	const struct fab_place *p = &bounce->places[bounce->at];
-	int rc = kind_is_out(bounce->kind) ? fab_gather(bounce->run, p, 1)
-					   : fab_scatter(bounce->ep, bounce->run, p, 1);
-
-	bounce->run += p->len_bytes;
-	bounce->at++;
-	if (rc < 0)
-		fab_bounce_fail(bounce, rc, NULL);
-	return rc;
-}
-
-/* What a lease that is over lets not begin is everything for the peer. */
-static bool bounce_may_start(struct fab_bounce *bounce)
-{
-	if (bounce->at == bounce->n_places || bounce->n_out == FAB_BOUNCE_OUT)
-		return false;
-	if (bounce->kind != FAB_BOUNCE_WRITE && fab_ep_lease_over(bounce->ep)) {
-		fab_bounce_fail(bounce, -EHOSTDOWN, NULL);
-		return false;
-	}
-	return true;
-}
-
-static void bounce_step(struct fab_bounce *bounce)
-{
-	struct kvx_dom_counters *counters = &bounce->buf->dev->gpu->dom->counters;
-	int rc = 0;
-
-	fab_bounce_poll(bounce);
-	while (rc == 0 && bounce_may_start(bounce))
-		rc = bounce->places[bounce->at].mr->dev != NULL ? bounce_start_device(bounce)
-								: bounce_start_host(bounce);
-	if (bounce->n_out > 0 || bounce->at < bounce->n_places)
-		return;
-	if (bounce->status == 0) {
-		kvx_counter_add(&counters->bounced_ops, bounce->n_places);
-		kvx_counter_add(&counters->bounced_bytes, bounce->data_bytes);
-	}
-	if (kind_is_out(bounce->kind))
-		fab_bounce_out_copied(bounce);
-	else
-		fab_bounce_in_copied(bounce);
-}
-
-void fab_bounce_copy(struct fab_bounce *bounce)
-{
-	bounce->state = FAB_BOUNCE_COPYING;
-	bounce->buf->dev->gpu->n_receiving--;
-	bounce->buf->dev->gpu->n_copying++;
-	bounce_step(bounce);
-}
-
 /* ---- the turn */
 
 static void bounces_sweep(struct fab_gpu *gpu)
@@ -414,13 +281,14 @@ void fab_bounce_progress(struct fab_gpu *gpu)
 	fab_gpu_jobs(gpu);
 	for (struct fab_bounce *b = gpu->bounces; b != NULL; b = b->next) {
 		if (b->state == FAB_BOUNCE_COPYING)
-			bounce_step(b);
+			fab_bounce_step(b);
 		else if (b->state == FAB_BOUNCE_READY)
 			fab_bounce_out_send(b);
 		else if (b->state == FAB_BOUNCE_STUCK)
 			fab_bounce_look_again(b);
 	}
 	bounces_sweep(gpu);
+	fab_dev_looked(gpu);
 	if (!gpu->waiting)
 		return;
 	gpu->waiting = false;

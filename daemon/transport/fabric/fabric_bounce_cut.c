@@ -1,16 +1,15 @@
 /* When an ep, a region or a device goes in the middle of copies: what was not begun is not begun
- * any more, what is under way is waited for (in a fence, and before memory is given back), and a
- * device whose copies do not end is given up. What nobody can stop keeps its buffer until it ends.
- * Worker thread, which sleeps while it waits. */
+ * any more, what is under way is waited for (by a fence, and before memory is given back: see
+ * fabric_call.c), and a device whose copies do not end is given up. What even that does not stop
+ * may land at any time: until it ends it keeps its buffer, and who waits for it waits. Worker
+ * thread, which looks and never waits. */
 #include <errno.h>
-#include <time.h>
 
 #include "base/clock.h"
 #include "base/log.h"
 #include "transport/fabric/fabric_gpu.h"
 
-#define FENCE_PAUSE_NS 20000
-#define CUT_WAIT_NS    (4 * KVX_SEC) /* a device that is given up is reset within */
+#define CUT_WAIT_NS (4 * KVX_SEC) /* a device that is given up is reset within, if all is well */
 
 void fab_bounce_shut(struct kvx_ep *ep)
 {
@@ -28,20 +27,6 @@ void fab_bounce_shut(struct kvx_ep *ep)
 	}
 }
 
-static void pause_a_moment(void)
-{
-	const struct timespec pause = {.tv_nsec = FENCE_PAUSE_NS};
-
-	nanosleep(&pause, NULL);
-}
-
-/* Whose copies are waited for. */
-struct cut_whose {
-	const struct kvx_ep *ep; /* or NULL */
-	const struct kvx_mr *mr; /* or NULL */
-	bool in_only;
-};
-
 static bool bounce_uses(const struct fab_bounce *bounce, const struct kvx_mr *mr)
 {
 	for (uint32_t i = 0; i < bounce->n_places; i++)
@@ -50,72 +35,82 @@ static bool bounce_uses(const struct fab_bounce *bounce, const struct kvx_mr *mr
 	return false;
 }
 
-static bool bounce_is_of(const struct fab_bounce *bounce, const struct cut_whose *whose)
+static bool bounce_is_of(const struct fab_bounce *bounce, const struct fab_cut *cut)
 {
-	if (bounce->n_out == 0 || (whose->in_only && fab_bounce_is_out(bounce)))
+	if (bounce->n_out == 0 || (cut->in_only && fab_bounce_is_out(bounce)))
 		return false;
-	return whose->mr != NULL ? bounce_uses(bounce, whose->mr) : bounce->ep == whose->ep;
+	return cut->mr != NULL ? bounce_uses(bounce, cut->mr) : bounce->ep == cut->ep;
 }
 
-/* Gives the device up when this is too long; false: that was long ago, and in vain. */
-static bool bounce_may_end(struct fab_bounce *bounce, bool too_long)
+/* It was waited for as long already, before anybody asked. */
+static bool bounce_hangs(const struct fab_bounce *bounce)
+{
+	return fab_dev_hangs(bounce->out[0].dev, fab_bounce_is_out(bounce));
+}
+
+static void bounce_give_up(const struct fab_bounce *bounce)
 {
 	struct fab_dev *dev = bounce->out[0].dev; /* all copies of a message are of one device */
-	uint64_t now = kvx_now_ns();
 
-	if (dev->cut_ns == 0 && too_long) {
-		kvx_error("fabric: copies of a GPU do not end: giving the device up");
-		dev->cut_ns = now;
-		dev->access->copier_cut(fab_bounce_copier(bounce, dev));
-		fab_dev_lost(dev);
+	if (dev->cut_ns != 0)
+		return;
+	kvx_error("fabric: copies of a GPU do not end: giving the device up");
+	dev->cut_ns = kvx_now_ns();
+	dev->access->copier_cut(fab_bounce_copier(bounce, dev));
+	fab_dev_lost(dev);
+}
+
+/* It was given up long ago, and in vain. */
+static bool bounce_is_hopeless(const struct fab_bounce *bounce)
+{
+	const struct fab_dev *dev = bounce->out[0].dev;
+
+	return dev->cut_ns != 0 && kvx_now_ns() >= dev->cut_ns + CUT_WAIT_NS;
+}
+
+/* Whose memory it may still write into, or who takes memory back that it reads, waits as long as
+ * it takes. What leaves memory of an ep that goes is sent to nobody: without hope it is not waited
+ * for, and keeps its buffer alone. */
+static bool bounce_holds(const struct fab_bounce *bounce, struct fab_cut *cut)
+{
+	if (!bounce_is_hopeless(bounce))
+		return true;
+	if (cut->mr == NULL && fab_bounce_is_out(bounce))
+		return false;
+	if (!cut->told)
+		kvx_error("fabric: copies of a GPU that was given up neither end nor can be "
+			  "stopped: %s is kept until they do, or the device is reset",
+			  cut->mr != NULL ? "memory that they use"
+					  : "a lane whose data they write");
+	cut->told = true;
+	return true;
+}
+
+void fab_cut_begin(struct fab_cut *cut, const struct kvx_dom *dom)
+{
+	*cut = (struct fab_cut){.until_ns = kvx_now_ns()};
+	if (dom->gpu != NULL)
+		cut->until_ns += dom->gpu->fence_ns;
+}
+
+int fab_bounce_look(struct fab_gpu *gpu, struct fab_cut *cut)
+{
+	bool too_long = kvx_now_ns() >= cut->until_ns, left = false;
+
+	for (struct fab_bounce *b = gpu->bounces; b != NULL; b = b->next) {
+		if (!bounce_is_of(b, cut))
+			continue;
+		fab_bounce_poll(b);
+		if (b->n_out == 0)
+			continue;
+		if (too_long || bounce_hangs(b))
+			bounce_give_up(b);
+		left |= bounce_holds(b, cut);
 	}
-	return dev->cut_ns == 0 || now < dev->cut_ns + CUT_WAIT_NS;
+	return left ? -EAGAIN : 0;
 }
 
-/* 0: none of them is under way; -EIO: what is left neither ends nor can be stopped. A device is
- * waited for once: who comes after it was given up in vain is told at once. */
-static int copies_wait(struct fab_gpu *gpu, const struct cut_whose *whose)
-{
-	uint64_t until = kvx_now_ns() + gpu->fence_ns;
-
-	for (;;) {
-		bool too_long = kvx_now_ns() >= until, left = false, hope = false;
-
-		for (struct fab_bounce *b = gpu->bounces; b != NULL; b = b->next) {
-			if (!bounce_is_of(b, whose))
-				continue;
-			fab_bounce_poll(b);
-			if (b->n_out == 0)
-				continue;
-			left = true;
-			hope |= bounce_may_end(b, too_long);
-		}
-		if (!left)
-			return 0;
-		if (!hope)
-			return -EIO;
-		pause_a_moment();
-	}
-}
-
-int fab_bounce_fence(struct kvx_ep *ep)
-{
-	const struct cut_whose whose = {.ep = ep};
-
-	return ep->dom->gpu != NULL ? copies_wait(ep->dom->gpu, &whose) : 0;
-}
-
-void fab_bounce_stop_in(struct kvx_ep *ep)
-{
-	const struct cut_whose whose = {.ep = ep, .in_only = true};
-
-	if (ep->dom->gpu != NULL && copies_wait(ep->dom->gpu, &whose) < 0)
-		kvx_error("fabric: endpoint %u: copies into a GPU that is given up neither end nor "
-			  "can be stopped",
-			  ep->index);
-}
-
-static void bounce_stuck(struct fab_bounce *bounce)
+void fab_bounce_stuck(struct fab_bounce *bounce)
 {
 	struct fab_gpu *gpu = bounce->buf->dev->gpu;
 
@@ -149,7 +144,7 @@ void fab_bounce_leave(struct kvx_ep *ep)
 		if (b->ep != ep)
 			continue;
 		if (b->n_out > 0)
-			bounce_stuck(b);
+			fab_bounce_stuck(b);
 		else
 			fab_bounce_end(b);
 	}
@@ -163,20 +158,20 @@ static int gone_status(const struct fab_bounce *bounce)
 	return ours ? -ECANCELED : -EOWNERDEAD;
 }
 
-void fab_bounce_forget(struct kvx_mr *mr)
+void fab_bounce_withdraw(struct kvx_mr *mr)
 {
-	const struct cut_whose whose = {.mr = mr};
 	struct fab_gpu *gpu = mr->dom->gpu;
 
-	if (gpu == NULL)
-		return;
-	for (struct fab_bounce *b = gpu->bounces; b != NULL; b = b->next)
+	for (struct fab_bounce *b = gpu != NULL ? gpu->bounces : NULL; b != NULL; b = b->next)
 		if (b->state != FAB_BOUNCE_OVER && bounce_uses(b, mr))
 			fab_bounce_fail(b, gone_status(b), NULL);
-	if (copies_wait(gpu, &whose) < 0)
-		kvx_error("fabric: copies of a GPU neither end nor can be stopped: memory that "
-			  "they use is given back all the same");
-	for (struct fab_bounce *b = gpu->bounces; b != NULL; b = b->next)
+}
+
+void fab_bounce_forget(struct kvx_mr *mr)
+{
+	struct fab_gpu *gpu = mr->dom->gpu;
+
+	for (struct fab_bounce *b = gpu != NULL ? gpu->bounces : NULL; b != NULL; b = b->next)
 		if (b->n_out == 0 && bounce_uses(b, mr))
 			b->n_places = b->at = 0; /* the mr's address may be another's soon */
 }

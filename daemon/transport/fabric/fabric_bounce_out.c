@@ -11,6 +11,8 @@ int fab_bounce_write(struct fab_req *req, uint32_t head_len, bool ahead)
 	struct fab_bounce *bounce;
 	int rc = fab_bounce_get(req->ep, FAB_BOUNCE_WRITE, req->places, req->n_places, &bounce);
 
+	if (rc == -EBUSY)
+		req->text = FAB_HANGS_TEXT;
 	if (rc < 0)
 		return rc;
 	bounce->req = req;
@@ -56,6 +58,22 @@ static void out_refuse(struct fab_bounce *bounce)
 		fab_req_fail(req, status);
 	else
 		fab_serve_ack(ep, id, status);
+}
+
+void fab_bounce_out_leave(struct fab_bounce *bounce)
+{
+	struct kvx_ep *ep = bounce->ep;
+	struct fab_req *req = bounce->req;
+
+	fab_bounce_stuck(bounce);
+	if (req != NULL && req->answered) { /* the ep went meanwhile: the req has its status */
+		fab_req_done(req);
+	} else if (req != NULL) {
+		req->text = bounce->text;
+		fab_req_fail(req, bounce->status);
+	} else if (ep->fid != NULL) {
+		fab_serve_ack(ep, bounce->id, bounce->status);
+	}
 }
 
 void fab_bounce_out_copied(struct fab_bounce *bounce)

@@ -94,11 +94,12 @@ void fab_buf_back(struct fab_job *job)
 	}
 	if (status == 0)
 		status = buf_register(buf);
+	status = fab_dev_job_status(dev, status, &dev->alloc_busy_ns);
 	dev->buf_status = status;
-	dev->buf_ns = kvx_now_ns() + RETRY_NS;
+	dev->buf_ns = kvx_now_ns() + (status == -EAGAIN ? FAB_BUSY_RETRY_NS : RETRY_NS);
 	if (status == 0)
 		dev->starved_ns = 0;
-	else
+	else if (status != -EAGAIN)
 		kvx_warn("fabric: page-locking %zu bytes for messages of a GPU: error %d%s",
 			 dev->gpu->buf_bytes, -status,
 			 status == -ENOMEM ? ": see limits.memlock and [gpu] bounce_bytes" : "");

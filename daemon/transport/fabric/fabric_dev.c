@@ -12,6 +12,7 @@
 #include "base/thread.h"
 #include "transport/fabric/fabric_gpu.h"
 
+#define GAP_NS        (100 * KVX_MS) /* between two looks: what of it counts as a device's time */
 #define RETRY_NS      KVX_SEC
 #define TICK_COPY_NS  20000 /* longer and longer while nothing ends, up to TICK_HANG_NS */
 #define TICK_HANG_NS  1000000
@@ -20,10 +21,26 @@
 
 /* ---- the helper */
 
-/* That the runtime hangs is no deadline of a transfer. */
+/* That the runtime hangs is no deadline of a transfer; that others' calls are in front is no error
+ * at all. */
 static int helper_err(int rc)
 {
+	if (rc == -EBUSY)
+		return -EAGAIN;
 	return rc == -ETIMEDOUT ? -EBUSY : rc;
+}
+
+int fab_dev_job_status(const struct fab_dev *dev, int status, uint64_t *busy_ns)
+{
+	uint64_t now = kvx_now_ns();
+
+	if (status != -EAGAIN) {
+		*busy_ns = 0;
+		return status;
+	}
+	if (*busy_ns == 0)
+		*busy_ns = now;
+	return now < *busy_ns + dev->gpu->fence_ns ? -EAGAIN : -EBUSY;
 }
 
 static void helper_close(struct fab_dev *dev)
@@ -144,6 +161,8 @@ int fab_gpu_arm(struct fab_gpu *gpu)
 		tick.it_value.tv_nsec = tick_of_copies(gpu);
 	else if (gpu->n_ready > 0 || gpu->n_jobs > 0 || gpu->waiting || gpu->post_waiting)
 		tick.it_value.tv_nsec = TICK_WAIT_NS;
+	else if (gpu->dom->waiting_calls != NULL)
+		tick.it_value.tv_nsec = TICK_HANG_NS;
 	else if (gpu->n_stuck > 0)
 		tick.it_value.tv_nsec = TICK_STUCK_NS;
 	gpu->post_waiting = false;
@@ -249,9 +268,46 @@ void fab_dev_unref(struct fab_dev *dev)
 	dev_try_close(dev);
 }
 
-void fab_dev_ticket_back(struct fab_dev *dev)
+void fab_dev_ticket_out(struct fab_dev *dev, bool out)
+{
+	dev->n_tickets++;
+	if (dev->n_under_way[out]++ == 0)
+		dev->moved_ns[out] = kvx_now_ns();
+}
+
+void fab_dev_looked(struct fab_gpu *gpu)
+{
+	uint64_t now = kvx_now_ns(), gap = now - gpu->looked_ns;
+
+	for (struct fab_dev *dev = gpu->devs; dev != NULL && gap > GAP_NS; dev = dev->next)
+		for (unsigned out = 0; out < 2; out++) {
+			dev->moved_ns[out] += gap - GAP_NS;
+			if (dev->moved_ns[out] > now)
+				dev->moved_ns[out] = now;
+		}
+	gpu->looked_ns = now;
+}
+
+/* As of the last look: what has ended since is not known yet. */
+bool fab_dev_hangs(struct fab_dev *dev, bool out)
+{
+	if (dev->n_under_way[out] == 0 ||
+	    dev->gpu->looked_ns < dev->moved_ns[out] + dev->gpu->fence_ns)
+		return false;
+	if (!dev->hang_told)
+		kvx_warn("fabric: a GPU has ended no copy for %llu ms: messages from and to its "
+			 "memory fail until it does",
+			 (unsigned long long)(dev->gpu->fence_ns / KVX_MS));
+	dev->hang_told = true;
+	return true;
+}
+
+void fab_dev_ticket_back(struct fab_dev *dev, bool out)
 {
 	dev->n_tickets--;
+	dev->n_under_way[out]--;
+	dev->moved_ns[out] = kvx_now_ns();
+	dev->hang_told = false;
 	dev_try_close(dev);
 }
 
@@ -285,10 +341,11 @@ static void dev_on_open(struct fab_dev *dev, int status)
 		}
 		return;
 	}
+	status = fab_dev_job_status(dev, status, &dev->open_busy_ns);
 	dev->state = status == 0 ? FAB_DEV_OPEN : FAB_DEV_FAILED;
 	dev->status = status;
-	dev->retry_ns = kvx_now_ns() + RETRY_NS;
-	if (status < 0)
+	dev->retry_ns = kvx_now_ns() + (status == -EAGAIN ? FAB_BUSY_RETRY_NS : RETRY_NS);
+	if (status < 0 && status != -EAGAIN)
 		kvx_warn("fabric: copies between a GPU and host memory cannot be made: error %d: "
 			 "messages from and to its memory fail (see the gpu lines before)",
 			 -status);

@@ -70,7 +70,7 @@ static int eps_add(struct kvx_dom *dom, struct kvx_ep *ep)
 	return 0;
 }
 
-int fabric_listen(struct kvx_dom *dom, uint32_t tenant, struct kvx_ep **out_ep, void *addr,
+int fab_ep_listen(struct kvx_dom *dom, uint32_t tenant, struct kvx_ep **out_ep, void *addr,
 		  size_t *addr_len)
 {
 	struct wire_addr wire = {.version = ADDR_VERSION, .connected = dom->connected_eps};
@@ -189,7 +189,7 @@ int fab_ep_post_rx(struct kvx_ep *ep, unsigned i)
 	return fabric_err(rc);
 }
 
-int fabric_connect(struct kvx_ep *ep, const void *addr, size_t addr_len)
+int fab_ep_connect(struct kvx_ep *ep, const void *addr, size_t addr_len)
 {
 	struct wire_addr wire;
 	int rc;
@@ -319,7 +319,7 @@ void fab_ep_break(struct kvx_ep *ep, int status, int vendor_code, const char *te
 	fab_ep_news(ep);
 }
 
-int fabric_fence(struct kvx_ep *ep)
+void fab_ep_fence(struct kvx_ep *ep)
 {
 	bool connecting = ep->state == FAB_EP_CONNECTING;
 
@@ -329,7 +329,6 @@ int fabric_fence(struct kvx_ep *ep)
 		fab_ep_break(ep, -ECANCELED, 0, "fenced while connecting");
 	else
 		ep_shut(ep, -ECANCELED, 0, false);
-	return fab_bounce_fence(ep);
 }
 
 static void list_drop_ep(struct kvx_dom *dom, struct kvx_ep *ep)
@@ -374,13 +373,6 @@ void fabric_ep_close(struct kvx_ep *ep)
 	dom->eps[ep->index] = NULL;
 	ep_free_buffers(ep);
 	free(ep);
-}
-
-void fabric_lease(struct kvx_ep *ep, uint64_t deadline_ns)
-{
-	ep->lease_ns = deadline_ns;
-	if (deadline_ns == 0) /* what began before it must have landed when this returns */
-		fab_bounce_stop_in(ep);
 }
 
 bool fab_ep_lease_over(const struct kvx_ep *ep)

@@ -27,9 +27,9 @@
 #include "mem/gpu.h"
 #include "transport/fabric/fabric_priv.h"
 
-#define FAB_TICKETS     64u  /* copies of a device under way at once in one direction */
-#define FAB_PIECES      128u /* of one copy */
-#define FAB_BOUNCE_OUT  8u   /* copies of one message under way at once */
+#define FAB_TICKETS     64u /* copies of a device under way at once in one direction */
+#define FAB_PIECES      KVX_GPU_COPIER_PIECES /* of one copy */
+#define FAB_BOUNCE_OUT  8u                    /* copies of one message under way at once */
 #define FAB_MIN_BUFS    4u
 #define FAB_MAX_BOUNCES 65536u
 
@@ -70,16 +70,22 @@ struct fab_dev {
 	struct kvx_queue *todo; /* its helper's */
 	struct fab_job job;     /* OPEN, CLOSE */
 	enum fab_dev_state state;
-	int status;          /* FAILED; -ENODEV for good: it is lost */
-	int buf_status;      /* of the last ALLOC */
-	uint64_t retry_ns;   /* FAILED: when to try again */
-	uint64_t buf_ns;     /* likewise for ALLOC */
+	int status;        /* FAILED; -ENODEV for good: it is lost */
+	int buf_status;    /* of the last ALLOC */
+	uint64_t retry_ns; /* FAILED: when to try again */
+	uint64_t buf_ns;   /* likewise for ALLOC */
+	/* Since when OPEN, ALLOC found the device busy with others' calls; 0: they did not. */
+	uint64_t open_busy_ns, alloc_busy_ns;
 	uint64_t cut_ns;     /* when it was given up because its copies did not end; 0: never */
 	uint64_t starved_ns; /* when somebody last found that others have all buffers; 0: never */
 	unsigned n_mrs;      /* registered */
 	unsigned n_bufs;     /* allocated, or being so */
 	unsigned n_jobs;     /* with its helper */
 	unsigned n_tickets;  /* copies under way: its copiers stay as long */
+	/* Of these, in each direction; when the last one ended, or began when there was none. */
+	unsigned n_under_way[2];
+	uint64_t moved_ns[2];
+	bool hang_told; /* in the log, since a copy last ended */
 	struct fab_buf *free_bufs;
 	/* One for each direction: devices copy in both at once. [1]: out of the device. */
 	struct kvx_gpu_copier *copiers[2];
@@ -137,6 +143,7 @@ struct fab_gpu {
 	unsigned n_jobs;        /* with helpers */
 	unsigned slots;         /* bounces of each kind per ep */
 	uint64_t fence_ns;      /* after which copies do not end by themselves */
+	uint64_t looked_ns;     /* the last time that somebody looked which copies have ended */
 
 	size_t buf_bytes;
 	unsigned max_bufs, n_bufs; /* of all devs */
@@ -158,8 +165,20 @@ struct fab_gpu {
 /* The dev of an mr's memory, made when it is the first. -errno: it cannot be made. */
 int fab_dev_ref(struct kvx_dom *dom, const struct kvx_gpu_mem *mem, struct fab_dev **out_dev);
 void fab_dev_unref(struct fab_dev *dev);
-/* A copy is over. May be the end of dev. */
-void fab_dev_ticket_back(struct fab_dev *dev);
+/* A copy has begun, out of the device or into it; it is over, which may be the end of dev. */
+void fab_dev_ticket_out(struct fab_dev *dev, bool out);
+void fab_dev_ticket_back(struct fab_dev *dev, bool out);
+/* No copy has ended for as long as a fence would wait, though some are under way: nothing more is
+ * begun until one does. */
+bool fab_dev_hangs(struct fab_dev *dev, bool out);
+/* All copies have been looked at. Time in which nobody could look (the process or its machine stood
+ * still) is not the devices'. */
+void fab_dev_looked(struct fab_gpu *gpu);
+#define FAB_HANGS_TEXT "the GPU does not answer"
+/* What a job of its helper came to: busy with others' calls (-EAGAIN) is not yet, but not for ever:
+ * -EBUSY. */
+int fab_dev_job_status(const struct fab_dev *dev, int status, uint64_t *busy_ns);
+#define FAB_BUSY_RETRY_NS (20 * KVX_MS)
 /* 0: copies may be started; -EAGAIN: soon; else why not. */
 int fab_dev_ready(struct fab_dev *dev);
 /* It has said so. */
@@ -182,6 +201,10 @@ static inline uint8_t *fab_buf_data(const struct fab_buf *buf)
 {
 	return buf->addr + KVX_PACK_HEAD_BYTES;
 }
+
+/* fabric_bounce_copy.c */
+/* Copies end and begin. It may be over when this returns. */
+void fab_bounce_step(struct fab_bounce *bounce);
 
 /* fabric_bounce.c */
 bool fab_places_bounce(const struct fab_place *places, uint32_t n);
@@ -206,18 +229,29 @@ struct kvx_gpu_copier *fab_bounce_copier(const struct fab_bounce *bounce,
 /* fabric_bounce_cut.c */
 /* The ep is down and the library holds nothing of it: only copies are left. */
 void fab_bounce_shut(struct kvx_ep *ep);
-/* Waits until none of them is under way. -EIO: they neither end nor can be stopped. */
-int fab_bounce_fence(struct kvx_ep *ep);
-/* Likewise for what comes in, once the ep's lease is over for good. */
-void fab_bounce_stop_in(struct kvx_ep *ep);
+/* What somebody waits for. */
+struct fab_cut {
+	const struct kvx_ep *ep; /* or NULL */
+	const struct kvx_mr *mr; /* or NULL */
+	bool in_only;
+	bool told;         /* in the log: that it takes longer than it may */
+	uint64_t until_ns; /* the device is given up then */
+};
+void fab_cut_begin(struct fab_cut *cut, const struct kvx_dom *dom);
+/* 0: no copy that it has to wait for is under way; -EAGAIN: some are. */
+int fab_bounce_look(struct fab_gpu *gpu, struct fab_cut *cut);
 void fab_bounce_leave(struct kvx_ep *ep);              /* it is freed */
+void fab_bounce_stuck(struct fab_bounce *bounce);      /* nobody waits for it any more */
 void fab_bounce_look_again(struct fab_bounce *bounce); /* STUCK */
-/* No copy uses mr any more, nor will. */
-void fab_bounce_forget(struct kvx_mr *mr);
+/* No further copy of mr begins. */
+void fab_bounce_withdraw(struct kvx_mr *mr);
+void fab_bounce_forget(struct kvx_mr *mr); /* it is freed */
 
 /* fabric_bounce_out.c */
 int fab_bounce_write(struct fab_req *req, uint32_t head_len, bool ahead);
 void fab_bounce_out_copied(struct fab_bounce *bounce);
+/* It is not sent, and its copies are not waited for. */
+void fab_bounce_out_leave(struct fab_bounce *bounce);
 void fab_bounce_out_send(struct fab_bounce *bounce);
 void fab_bounce_out_sent(struct fab_bounce *bounce);
 int fab_bounce_reply(struct kvx_ep *ep, const struct kvx_pack_msg *msg,

@@ -77,8 +77,8 @@ static bool mr_takes(const struct kvx_dom *dom, const struct kvx_mem *mem)
 	return mem->addr != NULL && (dom->mem_kinds & (1u << mem->ops->kind));
 }
 
-int fabric_mem_reg(struct kvx_dom *dom, uint32_t tenant, const struct kvx_mem *mem, uint32_t rights,
-		   struct kvx_mr **out_mr)
+int fab_mr_register(struct kvx_dom *dom, uint32_t tenant, const struct kvx_mem *mem,
+		    uint32_t rights, struct kvx_mr **out_mr)
 {
 	struct kvx_mr *mr;
 	int rc;
@@ -150,21 +150,23 @@ static bool ep_uses_mr(struct kvx_ep *ep, const struct kvx_mr *mr)
 	return uses;
 }
 
-void fabric_mem_dereg(struct kvx_mr *mr)
+void fab_mr_withdraw(struct kvx_mr *mr)
 {
-	struct kvx_dom *dom;
+	struct kvx_dom *dom = mr->dom;
 
-	if (mr == NULL)
-		return;
-	dom = mr->dom;
 	kvx_assert(kvx_idmap_remove(dom->mrs, mr->key.id) == mr);
-	fab_bounce_forget(mr);
+	fab_bounce_withdraw(mr);
 	/* Normally nothing is under way any more. Where the other side did not let go in time, only
 	 * closing the endpoint takes the memory back from the provider. */
 	for (unsigned i = 0; i < dom->n_eps; i++)
 		if (dom->eps[i] != NULL && ep_uses_mr(dom->eps[i], mr))
 			fab_ep_break(dom->eps[i], -ECANCELED, 0,
 				     "memory unregistered while in use: endpoint closed");
+}
+
+void fab_mr_free(struct kvx_mr *mr)
+{
+	fab_bounce_forget(mr);
 	if (mr->fid != NULL) {
 		int rc = fi_close(&mr->fid->fid);
 

@@ -7,13 +7,17 @@
  *
  * GPU memory has a header of its own, fabric_gpu.h: its messages go through buffers of theirs.
  *
- * Nothing here is shared between threads: the worker that owns the dom calls everything. Contexts
- * handed to libfabric are numbers (fab_ctx), never pointers: a completion that comes up after its
- * ep is gone finds nothing and is dropped.
+ * Nothing here is shared between threads: all of it is the worker's that owns the dom, and calls
+ * of its helpers are made on its thread, too (fabric_call.c). Contexts handed to libfabric are
+ * numbers (fab_ctx), never pointers: a completion that comes up after its ep is gone finds nothing
+ * and is dropped.
  */
 #ifndef KVX_FABRIC_PRIV_H
 #define KVX_FABRIC_PRIV_H
 
+#include <pthread.h>
+#include <semaphore.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -28,6 +32,7 @@
 
 #include "base/assert.h"
 #include "base/idmap.h"
+#include "base/queue.h"
 #include "transport/pack.h"
 #include "transport/transport.h"
 
@@ -226,7 +231,7 @@ struct kvx_dom {
 	struct fid_eq *eq;   /* connection-oriented only */
 	struct fid_pep *pep; /* likewise */
 	struct fid_av *av;   /* connectionless only */
-	int event_fd;        /* epoll of what the two queues give, and of timer_fd */
+	int event_fd;        /* epoll of what the two queues give, of timer_fd and call_fd */
 	int timer_fd;        /* has copies of GPU memory looked at: set by fab_gpu_arm() */
 	bool connected_eps;  /* FI_EP_MSG; else FI_EP_RDM */
 	bool rma;            /* large ops go by RMA */
@@ -257,20 +262,32 @@ struct kvx_dom {
 	struct fab_req *done_head, **done_tail;
 	struct kvx_ep *news_head, **news_tail;
 	struct kvx_ep *dirty_head;
+	pthread_t thread; /* the worker's */
+	/* Calls of other threads: on their way, how many, what wakes the worker; and, its own,
+	 * those that it has begun. */
+	struct kvx_queue *calls;
+	_Atomic unsigned n_calls;
+	int call_fd;
+	struct fab_call *waiting_calls;
 	uint64_t n_bad;      /* messages and requests refused */
 	struct fab_gpu *gpu; /* NULL: no GPU memory was ever registered */
 	struct kvx_gpu_conf gpu_conf;
 	struct kvx_dom_counters counters;
 };
 
-/* fabric_dom.c */
+/* fabric_info.c */
 int fabric_err(ssize_t rc); /* the one translator: libfabric's codes to -errno of kvx_err.h */
 int fabric_probe(const struct kvx_dom_conf *conf, struct kvx_rail *rails, unsigned max,
 		 struct kvx_why *why);
+/* The provider, and whether it has RMA that is wanted. */
+int fab_info_get(const struct kvx_dom_conf *conf, struct fi_info **out_info, bool *out_rma,
+		 struct kvx_why *why);
+int fabric_random(void *buf, size_t len);
+
+/* fabric_dom.c */
 int fabric_open(const struct kvx_dom_conf *conf, struct kvx_dom **out_dom,
 		struct kvx_transport_limits *out_limits, struct kvx_why *why);
 void fabric_close(struct kvx_dom *dom);
-int fabric_random(void *buf, size_t len);
 
 /* fabric_progress.c */
 int fabric_progress(struct kvx_dom *dom, struct kvx_tevent *events, unsigned max);
@@ -279,13 +296,37 @@ void fab_req_done(struct fab_req *req); /* answered and not sending any more: re
 void fab_ep_news(struct kvx_ep *ep);    /* news_up or news_down was set */
 void fab_ep_dirty(struct kvx_ep *ep);   /* has acks or waiting READs */
 
-/* fabric_ep.c */
+/* fabric_call.c */
+int fabric_mem_reg(struct kvx_dom *dom, uint32_t tenant, const struct kvx_mem *mem, uint32_t rights,
+		   struct kvx_mr **out_mr);
+void fabric_mem_dereg(struct kvx_mr *mr);
 int fabric_listen(struct kvx_dom *dom, uint32_t tenant, struct kvx_ep **out_ep, void *addr,
 		  size_t *addr_len);
 int fabric_connect(struct kvx_ep *ep, const void *addr, size_t addr_len);
-void fabric_ep_close(struct kvx_ep *ep);
 int fabric_fence(struct kvx_ep *ep);
 void fabric_lease(struct kvx_ep *ep, uint64_t deadline_ns);
+/* A call of another thread; memory of that one, which waits. */
+struct fab_call {
+	struct kvx_queue_node node; /* first */
+	/* Worker thread, once a turn until it says true. */
+	bool (*step)(struct fab_call *call);
+	struct fab_call *next;
+	bool begun, over;
+	int status;
+	sem_t done;
+};
+int fab_calls_open(struct kvx_dom *dom);
+void fab_calls_close(struct kvx_dom *dom);
+void fab_calls_progress(struct kvx_dom *dom);
+/* Nothing new is there: it may sleep until call_fd says so. */
+bool fab_calls_arm(struct kvx_dom *dom);
+
+/* fabric_ep.c */
+int fab_ep_listen(struct kvx_dom *dom, uint32_t tenant, struct kvx_ep **out_ep, void *addr,
+		  size_t *addr_len);
+int fab_ep_connect(struct kvx_ep *ep, const void *addr, size_t addr_len);
+void fabric_ep_close(struct kvx_ep *ep);
+void fab_ep_fence(struct kvx_ep *ep); /* all of it but waiting for copies */
 struct kvx_ep *fab_ep_find(struct kvx_dom *dom, uint16_t index, uint16_t gen);
 /* Closes the endpoint now and fails everything open; EP_DOWN will be reported. WRITEs that may
  * still land, because it is this side that closes, are reported only from fence(). */
@@ -374,9 +415,12 @@ bool fab_rma_wants(const struct kvx_ep *ep, const struct kvx_op *op);
 int fab_rma_post(struct kvx_ep *ep, const struct kvx_op *ops, unsigned n);
 
 /* fabric_mr.c */
-int fabric_mem_reg(struct kvx_dom *dom, uint32_t tenant, const struct kvx_mem *mem, uint32_t rights,
-		   struct kvx_mr **out_mr);
-void fabric_mem_dereg(struct kvx_mr *mr);
+int fab_mr_register(struct kvx_dom *dom, uint32_t tenant, const struct kvx_mem *mem,
+		    uint32_t rights, struct kvx_mr **out_mr);
+/* Nothing reaches it from here on; what copies are under way is to be waited for before it is
+ * freed. */
+void fab_mr_withdraw(struct kvx_mr *mr);
+void fab_mr_free(struct kvx_mr *mr);
 int fabric_mkey_pack(const struct kvx_mr *mr, void *buf, size_t buf_bytes);
 int fabric_rkey_unpack(struct kvx_ep *ep, const void *mkey, size_t len, struct kvx_rkey **out_rkey);
 void fabric_rkey_free(struct kvx_rkey *rkey);

@@ -247,6 +247,8 @@ int fabric_progress(struct kvx_dom *dom, struct kvx_tevent *events, unsigned max
 	}
 	if (dom->gpu != NULL) /* copies end, and are reported, without the library */
 		fab_bounce_progress(dom->gpu);
+	if (dom->waiting_calls != NULL || atomic_load(&dom->n_calls) > 0)
+		fab_calls_progress(dom);
 	if (!dom->lost) {
 		if (dom->dirty_head != NULL)
 			flush_dirty(dom);
@@ -266,7 +268,7 @@ int fabric_arm(struct kvx_dom *dom)
 	int n_fids = 1;
 
 	if (dom->cq_left || dom->done_head != NULL || dom->news_head != NULL ||
-	    dom->dirty_head != NULL || (dom->lost && !dom->lost_told))
+	    dom->dirty_head != NULL || (dom->lost && !dom->lost_told) || !fab_calls_arm(dom))
 		return -EAGAIN;
 	if (dom->lost)
 		return dom->gpu != NULL ? fab_gpu_arm(dom->gpu) : 0;

@@ -12,6 +12,7 @@ const struct kvx_gpu_access gpu_access = {
     .copier_poll = gpu_copier_poll,
     .copier_cut = gpu_copier_cut,
     .event_open = gpu_event_open_ipc,
+    .event_ready = gpu_event_ready_ipc,
     .event_close = gpu_event_close_ipc,
     .event_query = gpu_event_query_ipc,
     .flush_memory = gpu_flush_memory,

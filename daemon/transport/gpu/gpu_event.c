@@ -1,7 +1,7 @@
 /* Events of other processes, for who waits for them: opened and closed on the control thread, where
  * a call that hangs has a deadline, and asked for on the caller's own thread, which is nobody
- * else's. An event is of the process that made it: this one only ever asks whether it was reached.
- */
+ * else's. Nobody waits for either: opening is looked after, closing is only sent. An event is of
+ * the process that made it: this one only ever asks whether it was reached. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,6 +19,7 @@ struct kvx_gpu_event {
 	struct kvx_dom *dom;
 	uint8_t ipc[KVX_GPU_IPC_BYTES];
 	void *event;
+	bool opening; /* the call is out */
 };
 
 static struct kvx_gpu_event *event_of(struct gpu_call *call)
@@ -58,7 +59,7 @@ static int event_close_run(struct gpu_call *call)
 	return 0;
 }
 
-/* Nobody waits for it any more. */
+/* Nobody looks after it any more. */
 static void event_open_late(struct gpu_call *call)
 {
 	if (call->status == 0)
@@ -68,8 +69,6 @@ static void event_open_late(struct gpu_call *call)
 
 static void event_close_late(struct gpu_call *call)
 {
-	if (call->status == -ETIMEDOUT) /* it was not even begun */
-		event_close_run(call);
 	free(event_of(call));
 }
 
@@ -77,37 +76,58 @@ int gpu_event_open_ipc(void *device, const uint8_t ipc[KVX_GPU_IPC_BYTES],
 		       struct kvx_gpu_event **out_event)
 {
 	struct kvx_dom *dom = device;
-	struct kvx_gpu_event *e = calloc(1, sizeof(*e));
-	bool begun = false;
 
 	KVX_CHECK_MAGIC(dom, GPU_DOM_MAGIC);
+	if (atomic_load(&dom->lost))
+		return -ENODEV;
+	struct kvx_gpu_event *e = calloc(1, sizeof(*e));
 	if (e == NULL)
 		return -ENOMEM;
 	e->call.run = event_open_run;
 	e->call.late = event_open_late;
-	e->call.out_begun = &begun;
 	e->magic = EVENT_MAGIC;
 	e->dom = dom;
+	e->opening = true;
 	memcpy(e->ipc, ipc, sizeof(e->ipc));
-	int err = atomic_load(&dom->lost)
-		      ? -ENODEV
-		      : gpu_control_call(dom->control, &e->call, dom->call_timeout_ns);
-	if (err == 0)
-		*out_event = e;
-	else if (err != -ETIMEDOUT) /* then it is the control thread's */
+	int err = gpu_control_begin(dom->control, &e->call, dom->call_timeout_ns);
+	if (err < 0) {
 		free(e);
-	return err == -ETIMEDOUT && !begun ? -EBUSY : err;
+		return err;
+	}
+	*out_event = e;
+	return 0;
+}
+
+int gpu_event_ready_ipc(struct kvx_gpu_event *event)
+{
+	int status;
+
+	KVX_CHECK_MAGIC(event, EVENT_MAGIC);
+	if (!event->opening)
+		return 1;
+	if (!gpu_control_has_ended(&event->call, &status))
+		return 0;
+	if (status < 0) {
+		if (status != -ETIMEDOUT) /* then it is the control thread's */
+			free(event);
+		return status;
+	}
+	event->opening = false;
+	return 1;
 }
 
 void gpu_event_close_ipc(struct kvx_gpu_event *event)
 {
-	struct kvx_dom *dom = event->dom;
-
 	KVX_CHECK_MAGIC(event, EVENT_MAGIC);
+	if (event->opening && !gpu_control_leave(&event->call))
+		return; /* it is the control thread's */
 	event->magic = 0;
-	event->call = (struct gpu_call){.run = event_close_run, .late = event_close_late};
-	if (gpu_control_call_always(dom->control, &event->call, dom->call_timeout_ns) != -ETIMEDOUT)
+	if (event->event == NULL) {
 		free(event);
+		return;
+	}
+	event->call = (struct gpu_call){.run = event_close_run, .late = event_close_late};
+	gpu_control_send(event->dom->control, &event->call, event->dom->call_timeout_ns);
 }
 
 int gpu_event_query_ipc(struct kvx_gpu_event *event)

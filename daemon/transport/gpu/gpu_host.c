@@ -1,5 +1,6 @@
 /* Page-locked memory of the host for others than the domain itself. It is mapped here, and only
- * locked by the runtime: a reset of the device takes the lock away, never the memory. Any thread
+ * locked by the runtime: a reset of the device takes the lock away, never the memory, and what a
+ * call that does not return may still look at is not unmapped at all. Any thread
  * that may wait: the runtime's part is a call of the control thread, with the deadline. */
 #include <errno.h>
 #include <sys/mman.h>
@@ -18,7 +19,6 @@ struct host_block {
 };
 #define HOST_MAGIC 0x6b766768626c6b31ull
 #define HOST_FRONT 4096u
-#define TRIES      3u /* to unlock: it would stay locked as long as the daemon */
 _Static_assert(sizeof(struct host_block) <= HOST_FRONT, "it fits in front");
 
 static struct host_block *host_of(struct gpu_call *call)
@@ -52,9 +52,7 @@ static int host_unpin_run(struct gpu_call *call)
 	if (!block->pinned || !gpu_dom_enter(dom))
 		return 0;
 	block->pinned = false;
-	int err = -EIO;
-	for (unsigned i = 0; i < TRIES && err < 0 && err != -ENODEV; i++)
-		err = dom->gpu->ops->host_unpin(dom->gpu, host_memory(block));
+	int err = gpu_dom_unpin(dom, host_memory(block));
 	if (err == -ENODEV)
 		gpu_dom_lose(dom, kvx_gpu_code(), "a buffer cannot be unlocked");
 	gpu_dom_leave(dom);
@@ -93,6 +91,12 @@ int gpu_host_alloc(void *device, size_t bytes, void **out_addr)
 	return 0;
 }
 
+/* By a call that did not return before the device was reset. */
+static bool host_may_be_used(struct kvx_dom *dom)
+{
+	return atomic_load(&dom->lost) && atomic_load(&dom->n_inside) > 0;
+}
+
 void gpu_host_free(void *device, void *addr)
 {
 	struct kvx_dom *dom = device;
@@ -108,5 +112,10 @@ void gpu_host_free(void *device, void *addr)
 		return;
 	if (err < 0)
 		kvx_warn("gpu: %s: unlocking a buffer: error %d of the runtime", dom->name, -err);
+	if (host_may_be_used(dom)) {
+		kvx_warn("gpu: %s: a call does not return: leaving it %zu bytes that it may use",
+			 dom->name, block->bytes);
+		return;
+	}
 	munmap(block, block->bytes);
 }

@@ -103,11 +103,13 @@ void gpu_dom_lose(struct kvx_dom *dom, int code, const char *text)
 	atomic_store(&dom->lost_code, code);
 	atomic_fetch_or(&gpu_shared()->lost, 1u << (unsigned)dom->device);
 	atomic_store(&dom->reset, GPU_RESET_RUNS);
-	atomic_store(&dom->lost, true);
+	/* First: who finds that it is lost counts as nobody inside, and must close nothing any
+	 * more while it is being reset. */
 	kvx_gpu_maps_abandon(dom->maps);
+	atomic_store(&dom->lost, true);
 	kvx_error("gpu: %s (%s) is lost: %s: %s (%d)", dom->name, dom->id.pci, text,
 		  code != 0 ? kvx_gpu_code_name(dom->gpu, code) : "no code", code);
-	gpu_control_send(dom->reset_control, &dom->reset_call);
+	gpu_control_send(dom->reset_control, &dom->reset_call, UINT64_MAX);
 	worker_wake(dom);
 }
 

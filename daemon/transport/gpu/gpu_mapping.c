@@ -21,7 +21,7 @@ struct map_call {
 		uint8_t ipc[KVX_GPU_IPC_BYTES];
 		uint64_t at_least;
 		struct kvx_gpu_map *map;
-	} * bases;
+	} *bases;
 	struct map_look {
 		uint32_t base;
 		uint64_t offset; /* in the base */
@@ -150,8 +150,7 @@ int gpu_mr_map(struct kvx_mr *mr, struct kvx_gpu_mem *gpu)
 	}
 	if (err == -EBUSY)
 		kvx_why(&gpu->why, 0,
-			"%s hangs in an earlier call: it takes no registrations "
-			"until that returns",
+			"%s is busy with earlier calls, or hangs in one: register again",
 			dom->name);
 	else if (err < 0)
 		gpu->why = m->why;
@@ -174,9 +173,8 @@ static struct kvx_mr *mr_of_give_back(struct gpu_call *call)
 	return (struct kvx_mr *)(void *)((char *)call - offsetof(struct kvx_mr, give_back));
 }
 
-static int give_back_run(struct gpu_call *call)
+static int give_back_maps(struct kvx_mr *mr)
 {
-	struct kvx_mr *mr = mr_of_give_back(call);
 	struct kvx_dom *dom = mr->dom;
 	bool inside = gpu_dom_enter(dom); /* else there is nothing to close, only to forget */
 	int err = 0;
@@ -185,12 +183,27 @@ static int give_back_run(struct gpu_call *call)
 		err |= kvx_gpu_map_unref(dom->maps, mr->maps[--mr->n_maps]);
 	if (err != 0)
 		gpu_dom_lose(dom, kvx_gpu_code(), "a mapping cannot be closed");
-	err = 0;
-	if (mr->pinned != NULL && inside)
-		err = dom->gpu->ops->host_unpin(dom->gpu, mr->pinned);
-	mr->pinned = NULL;
 	if (inside)
 		gpu_dom_leave(dom);
+	return 0;
+}
+
+/* Either the one or the other. */
+static int give_back_run(struct gpu_call *call)
+{
+	struct kvx_mr *mr = mr_of_give_back(call);
+	struct kvx_dom *dom = mr->dom;
+
+	if (mr->pinned == NULL)
+		return give_back_maps(mr);
+	int err = gpu_dom_enter_bound(dom);
+	if (err == 0) {
+		err = gpu_dom_unpin(dom, mr->pinned);
+		if (err == -ENODEV) /* its reset takes the lock away */
+			gpu_dom_lose(dom, kvx_gpu_code(), "a region cannot be unlocked");
+		gpu_dom_leave(dom);
+	}
+	mr->pinned = NULL;
 	return err;
 }
 
@@ -218,7 +231,10 @@ void gpu_mr_give_back(struct kvx_mr *mr)
 		return;
 	}
 	mr->give_back = (struct gpu_call){.run = give_back_run, .late = give_back_late};
-	int err = gpu_control_call_always(dom->control, &mr->give_back, dom->call_timeout_ns);
+	bool pinned = mr->pinned != NULL;
+	int err = gpu_control_call_always(
+	    pinned ? gpu_pin_control(dom, mr->len_bytes) : dom->control, &mr->give_back,
+	    pinned ? gpu_pin_timeout_ns(dom, mr->len_bytes) : dom->call_timeout_ns);
 	if (err == -ETIMEDOUT) { /* mr is the thread's */
 		kvx_error("gpu: %s: memory of a region that is gone stays mapped until the runtime "
 			  "answers",

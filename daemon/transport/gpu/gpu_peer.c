@@ -32,7 +32,13 @@ static void peer_late(struct gpu_call *call)
 	free((struct peer_call *)(void *)call);
 }
 
-/* Once for each other device. Without it copies still work, by way of host memory. */
+static bool answer_is_final(int err)
+{
+	return err == 0 || err == -EOPNOTSUPP || err == -ENODEV;
+}
+
+/* Once for each other device, unless it failed for a reason that may pass: then the next region
+ * tries again. Without it copies still work, by way of host memory. */
 void gpu_dom_reach_peer(struct kvx_dom *dom, int peer)
 {
 	uint32_t bit = 1u << (unsigned)peer;
@@ -51,7 +57,8 @@ void gpu_dom_reach_peer(struct kvx_dom *dom, int peer)
 			free(p);
 		return; /* the next region tries again */
 	}
-	atomic_fetch_or(&dom->peers_tried, bit);
+	if (answer_is_final(err))
+		atomic_fetch_or(&dom->peers_tried, bit);
 	if (err == 0 && p->direct)
 		atomic_fetch_or(&dom->peers_direct, bit);
 	else

@@ -3,7 +3,7 @@
  *
  *   gpu.c           the table; opening and closing a domain          worker
  *   gpu_probe.c     the runtime of this process, its devices         any; once
- *   gpu_control.c   calls that may hang, on a thread with a deadline
+ *   gpu_control.c   calls that may hang, on threads with a deadline
  *   gpu_reg.c       a region's entry in a domain                     [mem] helpers
  *   gpu_mapping.c   memory of the device: mapped, verified, closed   [mem] helpers
  *   gpu_pin.c       memory of the host: page-locked                  [mem] helpers
@@ -68,34 +68,49 @@ int gpu_probe(const struct kvx_dom_conf *conf, struct kvx_rail *rails, unsigned 
 
 /* ---- calls that may hang (gpu_control.c) */
 struct gpu_control;
-/* A call: embedded in what it works on. Whoever waits for it owns it again when it has returned;
- * one that nobody waits for any more belongs to the control thread, which ends it with late(). */
+/* A call: embedded in what it works on. Whoever waits for it owns it again when it has ended; one
+ * that nobody waits for any more belongs to the control thread, which ends it with late(). */
 struct gpu_call {
 	struct kvx_queue_node node;          /* first */
 	int (*run)(struct gpu_call *call);   /* control thread */
 	void (*late)(struct gpu_call *call); /* control thread: undoes what run() did, frees it */
-	int status;
-	bool *out_begun; /* NULL, or where a call that times out says whether it had begun */
+	int status;                          /* for late(): -ETIMEDOUT: run() never began */
 	/* The control's: */
 	struct gpu_control *control;
+	uint64_t sent_ns, timeout_ns;
 	bool waited; /* by somebody, who gives up or is told by `done` */
+	bool stays;  /* in the queue, whatever is in front of it */
 	sem_t done;
 	_Atomic bool parted; /* who comes second to it knows that the other one has been there */
 	_Atomic bool begun;
 };
 /* device: for people. The thread is bound to none: calls see to that. */
 int gpu_control_create(const char *name, int device, struct gpu_control **out_control);
+/* Of one device; before any call. Those of `slow` may take long: they wait for each other however
+ * long that takes, and while one runs within its time the other control's calls may, too. */
+void gpu_control_pair(struct gpu_control *control, struct gpu_control *slow);
 /* Waits some seconds for what runs. false: it does not come back, and with what it works on must be
  * left. */
 bool gpu_control_destroy(struct gpu_control *control);
-/* What run() gave; -ETIMEDOUT: it did not come back in time, and call is no longer the caller's;
- * -EBUSY: an earlier one has not come back, nothing was done. */
+/* What run() gave; or
+ *   -EBUSY      it was not begun within timeout_ns (a slow control: because an earlier one hangs),
+ *               or an earlier one is known to hang; nothing was done, it is the caller's;
+ *   -ETIMEDOUT  it was begun, has not come back within timeout_ns from then, and is no longer the
+ *               caller's. */
 int gpu_control_call(struct gpu_control *control, struct gpu_call *call, uint64_t timeout_ns);
-/* For what gives back: is queued even behind a call that does not come back. Never -EBUSY. */
+/* For what gives back: is queued even behind a call that does not come back. Never -EBUSY, and
+ * -ETIMEDOUT also where it was not begun. */
 int gpu_control_call_always(struct gpu_control *control, struct gpu_call *call,
 			    uint64_t timeout_ns);
+/* The same as gpu_control_call(), for who does not wait but looks now and then. 0 or -EBUSY. */
+int gpu_control_begin(struct gpu_control *control, struct gpu_call *call, uint64_t timeout_ns);
+/* Of a call that was begun so, until it is true: whether it is over. */
+bool gpu_control_has_ended(struct gpu_call *call, int *out_status);
+/* Nobody looks any more. true: it has returned, or never began, and is the caller's; else the
+ * control thread's. */
+bool gpu_control_leave(struct gpu_call *call);
 /* Nobody waits: late() follows run(). */
-void gpu_control_send(struct gpu_control *control, struct gpu_call *call);
+void gpu_control_send(struct gpu_control *control, struct gpu_call *call, uint64_t timeout_ns);
 
 /* ---- a domain */
 struct kvx_mr {
@@ -171,6 +186,7 @@ struct kvx_dom {
 
 	/* [mem] helpers and control thread */
 	struct gpu_control *control;
+	struct gpu_control *pins;          /* the same, for locking much host memory */
 	struct gpu_control *reset_control; /* idle until the device is lost */
 	struct gpu_call reset_call, close_call, watch_call;
 	_Atomic bool watch_out;    /* watch_call is the control thread's */
@@ -250,6 +266,15 @@ int gpu_mr_map(struct kvx_mr *mr, struct kvx_gpu_mem *gpu);
 void gpu_mr_give_back(struct kvx_mr *mr);
 /* gpu_pin.c */
 int gpu_mr_pin(struct kvx_mr *mr, const struct kvx_mem *mem);
+/* The thread that locks and unlocks so much host memory, and how long it may take. */
+struct gpu_control *gpu_pin_control(const struct kvx_dom *dom, uint64_t len_bytes);
+uint64_t gpu_pin_timeout_ns(const struct kvx_dom *dom, uint64_t len_bytes);
+/* The calling thread may call the runtime for the domain: entered, and bound to the device. -ENODEV
+ * or the runtime's error: it is not. */
+int gpu_dom_enter_bound(struct kvx_dom *dom);
+/* Takes the lock of host memory away: tried a few times. For who has entered the domain. 0 or
+ * -errno: it stays locked. */
+int gpu_dom_unpin(struct kvx_dom *dom, void *addr);
 /* gpu_peer.c: this device is to reach the other one's memory directly, if it can. */
 void gpu_dom_reach_peer(struct kvx_dom *dom, int peer);
 
@@ -294,6 +319,7 @@ extern const struct kvx_gpu_access gpu_access;
 /* gpu_event.c: as in struct kvx_gpu_access */
 int gpu_event_open_ipc(void *device, const uint8_t ipc[KVX_GPU_IPC_BYTES],
 		       struct kvx_gpu_event **out_event);
+int gpu_event_ready_ipc(struct kvx_gpu_event *event);
 void gpu_event_close_ipc(struct kvx_gpu_event *event);
 int gpu_event_query_ipc(struct kvx_gpu_event *event);
 

@@ -1,5 +1,7 @@
 /* The GPU runtime of this process: looked for and started once, by the first probe, on a thread
- * with a deadline, since starting a runtime may hang when a device is unwell. It stays for ever. */
+ * with a deadline, since starting a runtime may hang when a device is unwell. It stays for ever.
+ * One that ends the process, or hangs with the loader's lock, is not loaded at all: see gpu_try.h.
+ */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -114,7 +116,10 @@ static int shared_start(const struct kvx_gpu_conf *conf, struct kvx_why *why)
 	start->call.run = start_run;
 	start->call.late = start_late;
 	snprintf(start->runtime, sizeof(start->runtime), "%s",
-		 conf->runtime[0] != '\0' ? conf->runtime : "auto");
+		 conf->tried == KVX_GPU_CUDA  ? "cuda"
+		 : conf->tried == KVX_GPU_HIP ? "hip"
+		 : conf->runtime[0] != '\0'   ? conf->runtime
+					      : "auto");
 	snprintf(start->dir, sizeof(start->dir), "%s", conf->library_dir);
 	int err = gpu_control_create("kvx-gpu-start", -1, &control);
 	if (err < 0) {
@@ -153,6 +158,8 @@ int gpu_probe(const struct kvx_dom_conf *conf, struct kvx_rail *rails, unsigned 
 {
 	const struct gpu_shared *shared = gpu_shared();
 
+	if (shared == NULL && conf->gpu.refused[0] != '\0')
+		return kvx_why(why, -ENODEV, "%s", conf->gpu.refused);
 	if (shared == NULL) {
 		int err = shared_start(&conf->gpu, why);
 		if (err < 0)

@@ -16,7 +16,15 @@ static int reg_device_memory(struct kvx_mr *mr, const struct kvx_mem *mem)
 
 	mr->on_device = true;
 	mr->device = gpu_device_find(shared, &gpu->id);
-	if (mem->ops->kind != (enum kvx_mem_kind)dom->gpu->ops->kind || mr->device < 0)
+	if (mem->ops->kind != (enum kvx_mem_kind)dom->gpu->ops->kind) {
+		kvx_why(&gpu->why, 0,
+			"it is memory of %s, and the daemon uses %s ([gpu] runtime): both must be "
+			"of one runtime",
+			mem->ops->kind == KVX_MEM_HIP ? "HIP" : "CUDA",
+			dom->gpu->ops->kind == KVX_GPU_HIP ? "HIP" : "CUDA");
+		return -EOPNOTSUPP;
+	}
+	if (mr->device < 0)
 		return -EOPNOTSUPP;
 	if (mr->device == dom->device) {
 		int err = gpu_mr_map(mr, gpu);

@@ -60,5 +60,5 @@ void gpu_watch(struct kvx_dom *dom)
 	dom->watch_due_ns = now + GPU_WATCH_NS;
 	atomic_store(&dom->watch_out, true);
 	dom->watch_call = (struct gpu_call){.run = watch_run, .late = watch_late};
-	gpu_control_send(dom->control, &dom->watch_call);
+	gpu_control_send(dom->control, &dom->watch_call, dom->call_timeout_ns);
 }

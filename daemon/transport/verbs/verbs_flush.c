@@ -2,13 +2,14 @@
  * nothing of bytes that are still on their way over PCIe to the GPU; a read of the same GPU's
  * memory cannot overtake them. So each device has a little memory that holds nothing (see struct
  * kvx_gpu_access), registered for reading: peers read it after their writes, and this node reads it
- * by a loopback after its own reads (verbs_park.c). This file makes both and ends them. Helpers,
- * one at a time; they may wait. */
+ * by a loopback after its own reads (verbs_park.c). This file makes both and ends them. Helpers;
+ * they may wait, but nobody inside of verbs_flush_enter() for a GPU. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "transport/verbs/verbs_priv.h"
 
@@ -22,13 +23,13 @@ static void flush_pause(void)
 	nanosleep(&pause, NULL);
 }
 
-static void flush_enter(struct kvx_dom *dom)
+void verbs_flush_enter(struct kvx_dom *dom)
 {
 	while (atomic_exchange_explicit(&dom->flush_taken, true, memory_order_acquire))
 		flush_pause();
 }
 
-static void flush_leave(struct kvx_dom *dom)
+void verbs_flush_leave(struct kvx_dom *dom)
 {
 	atomic_store_explicit(&dom->flush_taken, false, memory_order_release);
 }
@@ -87,10 +88,10 @@ void verbs_loop_mend(struct kvx_dom *dom, uint32_t tenant)
 
 	if (atomic_load_explicit(&dom->loops[tenant], memory_order_acquire) == NULL)
 		return;
-	flush_enter(dom);
+	verbs_flush_enter(dom);
 	if (loop_is_needed(dom, tenant))
 		err = loop_get(dom, tenant, &loop);
-	flush_leave(dom);
+	verbs_flush_leave(dom);
 	if (err < 0)
 		kvx_warn("verbs: %s: no loopback to flush reads into GPU memory by: %s; lanes with "
 			 "such reads fail until there is one",
@@ -148,10 +149,13 @@ static int flush_register(struct verbs_flush *flush, const struct kvx_gpu_mem *g
 	struct kvx_gpu_base base;
 	struct verbs_gpu_ask ask = {.base = &base,
 				    .access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_READ};
+	uint64_t until = kvx_now_ns() + VERBS_GPU_BUSY_NS;
 	int err = -EOPNOTSUPP;
 
-	if (gpu->access->flush_memory != NULL)
-		err = gpu->access->flush_memory(gpu->device, &memory);
+	do
+		if (gpu->access->flush_memory != NULL)
+			err = gpu->access->flush_memory(gpu->device, &memory);
+	while (verbs_gpu_again(err, until));
 	if (err < 0)
 		return err;
 	if (memory.len_bytes < VERBS_FLUSH_READ_BYTES)
@@ -220,6 +224,26 @@ static int flush_share(struct kvx_mr *mr, const struct kvx_gpu_mem *gpu,
 	return 0;
 }
 
+/* Gives the one that is to be used: there may be one of the device and tenant by now. */
+static struct verbs_flush *flush_add(struct verbs_flush *flush)
+{
+	struct kvx_dom *dom = flush->dom;
+	struct verbs_flush *other = NULL;
+
+	verbs_flush_enter(dom);
+	if (flush->mr != NULL)
+		other = flush_find(dom, flush->device, flush->tenant);
+	if (other != NULL) {
+		other->n_users++;
+	} else {
+		flush->id = ++dom->n_flushes;
+		flush->next = dom->flushes;
+		dom->flushes = flush;
+	}
+	verbs_flush_leave(dom);
+	return other != NULL ? other : flush;
+}
+
 int verbs_flush_get(struct kvx_mr *mr, const struct kvx_gpu_mem *gpu, struct ibv_pd *pd,
 		    struct kvx_why *why)
 {
@@ -228,26 +252,24 @@ int verbs_flush_get(struct kvx_mr *mr, const struct kvx_gpu_mem *gpu, struct ibv
 	struct verbs_loop *loop = NULL;
 	int err;
 
-	flush_enter(dom);
+	verbs_flush_enter(dom);
 	err = flush_share(mr, gpu, &loop);
-	flush_leave(dom);
+	verbs_flush_leave(dom);
 	if (err < 0)
 		return kvx_why(why, -EOPNOTSUPP, "there is no loopback to flush its memory by: %s",
 			       strerror(-err));
 	if (mr->flush != NULL)
 		return 0;
-	/* A device that hangs must not hold up lanes. Only one thread registers: nobody else makes
-	 * the same one meanwhile. */
+	/* A device that hangs must not hold up lanes: outside. */
 	err = flush_create(mr, gpu, pd, &flush, why);
 	if (err < 0)
 		return err;
-	flush_enter(dom);
 	flush->loop = loop;
-	flush->id = ++dom->n_flushes;
-	flush->next = dom->flushes;
-	dom->flushes = flush;
-	flush_leave(dom);
-	mr->flush = flush;
+	mr->flush = flush_add(flush);
+	if (mr->flush != flush) { /* another thread was first */
+		verbs_mr_end(dom, flush->mr);
+		free(flush);
+	}
 	return 0;
 }
 
@@ -283,9 +305,9 @@ void verbs_flush_put(struct verbs_flush *flush)
 	if (flush == NULL)
 		return;
 	dom = flush->dom;
-	flush_enter(dom);
+	verbs_flush_enter(dom);
 	last = flush_unlink(flush);
-	flush_leave(dom);
+	verbs_flush_leave(dom);
 	if (!last)
 		return;
 	last = flush_wait(flush);

@@ -7,11 +7,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "transport/verbs/verbs_priv.h"
 
-#define NO_MEMORY "the daemon has no memory left"
+#define NO_MEMORY     "the daemon has no memory left"
+#define BUSY_PAUSE_NS 5000000
 
 struct ibv_mr *verbs_gpu_mr(struct kvx_dom *dom, struct ibv_pd *pd, struct verbs_gpu_ask *ask,
 			    uint64_t *out_addr)
@@ -40,6 +43,16 @@ struct ibv_mr *verbs_gpu_mr(struct kvx_dom *dom, struct ibv_pd *pd, struct verbs
 	}
 	*out_addr = at;
 	return ibmr;
+}
+
+bool verbs_gpu_again(int err, uint64_t until_ns)
+{
+	static const struct timespec pause = {.tv_nsec = BUSY_PAUSE_NS};
+
+	if (err != -EBUSY || kvx_now_ns() >= until_ns)
+		return false;
+	nanosleep(&pause, NULL);
+	return true;
 }
 
 void verbs_gpu_complain(const struct kvx_dom *dom, uint64_t len_bytes, const char *what)

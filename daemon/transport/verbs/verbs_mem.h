@@ -9,8 +9,9 @@
  *   flush   memory of one GPU that is read to make visible what RDMA wrote into that GPU
  *   loop    the pair of a tenant by which [data] reads it
  *
- * Threads as verbs_priv.h names them; [mem] are two helpers, of which one registers and the other
- * one deregisters at the same time. */
+ * Threads as verbs_priv.h names them; [mem] are helpers, of which some register and others
+ * deregister at the same time: two for host memory, and two for each GPU. Each call of a region is
+ * made by one of them. */
 #ifndef KVX_VERBS_MEM_H
 #define KVX_VERBS_MEM_H
 
@@ -171,6 +172,39 @@ int verbs_pair_make(struct kvx_dom *dom, struct ibv_pd *pd, struct ibv_comp_chan
 void verbs_pair_end(struct kvx_dom *dom, struct verbs_pair *pair);
 void verbs_pairs_close(struct kvx_dom *dom); /* [data], at the end: tries those once more */
 
+/* Whether a call of struct kvx_gpu_access is to be made again: -EBUSY, the GPU was at calls of
+ * others, and the time is not over. Waits a little then. */
+#define VERBS_GPU_BUSY_NS (5 * KVX_SEC)
+bool verbs_gpu_again(int err, uint64_t until_ns);
+
+/* verbs_see.c [mem] */
+
+#define VERBS_PLACE_BYTES  KVX_GPU_WITNESS_BYTES
+#define VERBS_PLACES       KVX_GPU_MAX_WITNESSES /* looked at together */
+#define VERBS_PLACES_BYTES (VERBS_PLACES * VERBS_PLACE_BYTES)
+struct verbs_place {
+	uint64_t offset;
+	uint32_t len_bytes; /* PLACE_BYTES at most */
+};
+struct verbs_see {
+	struct kvx_dom *dom;
+	struct ibv_pd *pd;
+	const struct verbs_piece *pieces;
+	uint32_t n_pieces;
+	uint32_t news; /* of the port, when it began */
+	struct verbs_pair pair;
+};
+/* Of a struct that has dom, pd and pieces. 0, or -EOPNOTSUPP with the reason: there is no loopback;
+ * no end then. */
+int verbs_see_begin(struct verbs_see *see, struct kvx_why *why);
+void verbs_see_end(struct verbs_see *see);
+/* What is at n places, PLACES at most, to verbs_see_bytes(): PLACE_BYTES for each. 0, or
+ * -EOPNOTSUPP with the reason: no further calls but end then. */
+int verbs_see_places(struct verbs_see *see, const struct verbs_place *places, uint32_t n,
+		     struct kvx_why *why);
+const uint8_t *verbs_see_bytes(const struct verbs_see *see);
+void verbs_see_pause(void);
+
 /* verbs_look.c [mem] */
 
 /* Has the device read some places of the region, the witnesses and at least one of each
@@ -211,6 +245,11 @@ struct verbs_flush {
 	bool wanted;           /* a chain waits for a read that is not posted yet */
 	uint64_t posted, done; /* reads; at most one is on the way */
 };
+
+/* One helper at a time: what dom guards by it. Nothing that goes into a GPU's driver is called
+ * inside. */
+void verbs_flush_enter(struct kvx_dom *dom);
+void verbs_flush_leave(struct kvx_dom *dom);
 
 /* One flush for each device and tenant, shared by its regions; where the device gives no memory for
  * that, one for the region, in its own memory. Helpers. */

@@ -1,5 +1,5 @@
 /* Loopback: two queue pairs of a domain connected to each other on its own port. By them the device
- * is made to read memory of this node: before GPU memory is told to anybody (verbs_look.c), and to
+ * is made to read memory of this node: before GPU memory is told to anybody (verbs_see.c), and to
  * flush it (verbs_flush.c). Helpers: the calls block. */
 #include <errno.h>
 #include <stdlib.h>

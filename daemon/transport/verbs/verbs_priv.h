@@ -6,10 +6,11 @@
  *   chain  work requests posted with one doorbell, of which the last one completes aloud
  *
  * Threads (KVX_CAP_BLOCKING_CONTROL). [data] is the worker's thread: open, close, post, progress,
- * arm, rkey_*, ep_close, lease(> 0). Helpers: [mem] mem_reg, mem_dereg (one thread each); [setup]
- * listen, connect; [fence] fence, lease(0). A field says who writes it; what more than one thread
- * touches is _Atomic, or is handed over by an atomic that the comment names. There is no lock, but
- * for helpers among themselves in verbs_flush.c.
+ * arm, rkey_*, ep_close, lease(> 0). Helpers: [mem] mem_reg, mem_dereg (one thread each for host
+ * memory, and for each GPU, whose driver may hang in them: no other thread may ever wait for
+ * those); [setup] listen, connect; [fence] fence, lease(0). A field says who writes it; what more
+ * than one thread touches is _Atomic, or is handed over by an atomic that the comment names. There
+ * is no lock, but for helpers among themselves in verbs_flush.c.
  *
  * How a queue pair ends while others may use it: ep->hold counts who is using the ep's queue pairs
  * right now, and has a bit (VERBS_CUT) that lets nobody in any more. Who sets the bit while nobody
@@ -166,7 +167,7 @@ struct kvx_dom {
 	_Atomic(struct verbs_loop *) loops[KVX_MAX_TENANTS];
 	_Atomic(struct verbs_left *) left; /* loopbacks that the device keeps: verbs_pair.c */
 	/* The port's own loopback did not answer: it is not waited for again before that time,
-	 * unless the port has told something since. [mem], but for the count. */
+	 * unless the port has told something since. As flushes, but for the count. */
 	uint64_t no_loopback_until_ns;
 	uint32_t no_loopback_news;
 	struct kvx_why no_loopback_why;

@@ -625,7 +625,8 @@ struct kvxfer_transfer {
 	const void *payload;  /**< delivered to the remote engine after the data; copied */
 	size_t payload_bytes; /**< 0..KVXFER_PAYLOAD_MAX */
 	uint32_t deadline_ms; /**< from submission to the end; 0: the daemon's default (30,000) */
-	const char *require;  /**< NULL, or the only transport allowed: "copy", "fabric" */
+	const char *require;  /**< NULL, or the only transport allowed: "copy", "gpu", "verbs",
+				 "fabric" */
 	int streaming;        /**< 1: appends follow, ended by kvxfer_transfer_seal() */
 	const char *label;    /**< NULL, or the engine's name for it (its request id), at most
 				 KVXFER_LABEL_MAX bytes; shown by kvxferctl on both nodes; copied */
@@ -692,17 +693,20 @@ int kvxfer_transfer_cancel(struct kvxfer_client *client, uint64_t transfer);
  * when the receiving client's daemon has queued it.
  * @param bytes  1..KVXFER_PAYLOAD_MAX.
  * @return 0; -EMSGSIZE; -EPIPE the receiver is gone; -EDQUOT the receiver does not read its events;
- * -EHOSTDOWN; -ETIMEDOUT it may or may not have arrived.
+ * -EHOSTDOWN; -ETIMEDOUT it may or may not have arrived (also: it waits behind posted ones).
  */
 int kvxfer_message_send(struct kvxfer_import *import_, const void *data, size_t bytes);
 
 /**
  * As kvxfer_message_send(), but a data call: returns at once, also inside event callbacks. It
  * arrives after the KVXFER_EVENT_ARRIVAL of every transfer through the same import that had ended
- * (terminal event) before, and in order with other messages through the import. There is no
- * confirmation: a message that cannot be delivered (the receiver is gone, or does not read its
- * events) ends the import: transfers through it are cancelled, then KVXFER_EVENT_IMPORT_LOST says
- * why. Messages posted behind it are not delivered then.
+ * (terminal event) before, and in order with other messages through the import. While the receiver
+ * has too many events unread the message waits in the daemon, and holds up nothing but messages
+ * behind it. There is no confirmation: a message that cannot be delivered (the receiver is gone; it
+ * has taken none for 20 s; the daemon's limit of bytes that wait, 64 MiB for each client unless
+ * configured, is reached) ends the import: transfers through it are cancelled, then
+ * KVXFER_EVENT_IMPORT_LOST says why. Messages posted behind it are not delivered then, nor are those
+ * that still wait when the import, or the client, is closed.
  * @param bytes  1..KVXFER_PAYLOAD_MAX; copied during the call.
  * @return 0; -EMSGSIZE; -EPIPE the import was lost; -EAGAIN the import is not up yet, or 64 MiB of
  * requests wait because the daemon does not read them: dispatch, and try again; -ENOMEM;

@@ -1,5 +1,5 @@
 /* Asks vendors' libraries in a process of its own: one that crashes, hangs or exits takes nothing
- * else down. One thread. */
+ * else down. For a process that has one thread: kvxferctl, and kvxferd before it starts others. */
 #ifndef KVX_CHILD_H
 #define KVX_CHILD_H
 
@@ -30,5 +30,9 @@ void kvx_child_ask(int (*body)(int fd, void *arg), void *arg, unsigned limit_ms,
 		   size_t buf_bytes, struct kvx_child *out_child);
 /* The last line of its words, without its end; "": none. Changes words. */
 const char *kvx_child_last_line(struct kvx_child *child);
+
+/* What is wrong with the library that it was to start, `name`, when it has not said so itself.
+ * Fills buf and returns it. Changes words. */
+const char *kvx_child_text(struct kvx_child *child, const char *name, char *buf, size_t buf_bytes);
 
 #endif

@@ -1,6 +1,6 @@
 /* A child process that loads what this one does not want to: its lines come over a pipe, its words
  * over another one that stands for standard output and standard error. */
-#include "child.h"
+#include "base/child.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -133,6 +134,33 @@ const char *kvx_child_last_line(struct kvx_child *child)
 	return line != NULL ? line + 1 : words;
 }
 
+const char *kvx_child_text(struct kvx_child *child, const char *name, char *buf, size_t buf_bytes)
+{
+	const char *words = kvx_child_last_line(child);
+	const char *colon = *words != '\0' ? ": " : "";
+
+	switch (child->end) {
+	case KVX_CHILD_HUNG:
+		snprintf(buf, buf_bytes, "%s does not return when it is started%s", name,
+			 child->left);
+		break;
+	case KVX_CHILD_CRASHED:
+		snprintf(buf, buf_bytes, "%s crashes when it is started (%s)%s%s", name,
+			 strsignal(child->number), colon, words);
+		break;
+	case KVX_CHILD_NOT_STARTED:
+		snprintf(buf, buf_bytes, "%s was not tried: no process for it: %s", name,
+			 strerror(child->number));
+		break;
+	case KVX_CHILD_ANSWERED:
+	case KVX_CHILD_FAILED:
+		snprintf(buf, buf_bytes, "%s ends the program when it is started%s%s", name, colon,
+			 words);
+		break;
+	}
+	return buf;
+}
+
 static int child_start(int (*body)(int fd, void *arg), void *arg, int fd, int words_fd,
 		       pid_t *out_pid)
 {
@@ -141,6 +169,7 @@ static int child_start(int (*body)(int fd, void *arg), void *arg, int fd, int wo
 	if (*out_pid == 0) {
 		if (dup2(words_fd, STDERR_FILENO) < 0 || dup2(words_fd, STDOUT_FILENO) < 0)
 			_exit(127);
+		(void)prctl(PR_SET_PDEATHSIG, SIGKILL);
 		die_plainly();
 		_exit(body(fd, arg));
 	}
