@@ -70,7 +70,7 @@ static pid_t spawn_writer(const struct test_node *node, const void *desc, size_t
 
 static void kill_clients(bool cross)
 {
-	enum { ROUNDS = 12 };
+	enum { ROUNDS = 12, MOST_ROUNDS = 60 };
 	static struct pair p;
 	uint8_t desc[KVXFER_DESCRIPTOR_MAX];
 	struct test_node_base before, after;
@@ -81,12 +81,12 @@ static void kill_clients(bool cross)
 	len = kvxfer_region_export(p.decode.region, desc, sizeof(desc));
 	sleep_ms(100);
 	test_node_measure(&p.node[0], &before);
-	for (int round = 0; round < ROUNDS; round++) {
+	for (int round = 0; round < ROUNDS || (failed == 0 && round < MOST_ROUNDS); round++) {
 		pid_t pid = spawn_writer(pair_node(&p, 0), desc, (size_t)len);
 		struct test_event ev;
 
 		test_wait(&p.decode, KVXFER_EVENT_ARRIVAL, 0, WAIT_MS);
-		sleep_ms(round % 4);
+		sleep_ms(round % 12); /* before, in and after its next transfer */
 		kill(pid, SIGKILL);
 		waitpid(pid, NULL, 0);
 		while (test_wait_maybe(&p.decode, KVXFER_EVENT_ARRIVAL, 0, 300, &ev))
