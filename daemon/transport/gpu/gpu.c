@@ -326,6 +326,7 @@ static void gpu_close(struct kvx_dom *dom)
 		kvx_warn("gpu: %s: its reset does not return, leaving it", dom->name);
 		return; /* the thread uses the domain when it does */
 	}
+	gpu_control_unpair(control);
 	if (!gpu_control_destroy(dom->pins)) { /* a call has hold of it */
 		gpu_control_destroy(control);
 		return;

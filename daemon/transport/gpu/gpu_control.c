@@ -127,6 +127,11 @@ void gpu_control_pair(struct gpu_control *control, struct gpu_control *slow)
 	slow->patient = true;
 }
 
+void gpu_control_unpair(struct gpu_control *control)
+{
+	control->beside = NULL;
+}
+
 /* The call that runs is past its time. A driver may let no call in while it page-locks memory:
  * that is waited for, once. */
 static bool control_hangs(struct gpu_control *control)

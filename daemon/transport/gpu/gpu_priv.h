@@ -89,6 +89,8 @@ int gpu_control_create(const char *name, int device, struct gpu_control **out_co
 /* Of one device; before any call. Those of `slow` may take long: they wait for each other however
  * long that takes, and while one runs within its time the other control's calls may, too. */
 void gpu_control_pair(struct gpu_control *control, struct gpu_control *slow);
+/* Before `slow` is destroyed; nobody may be in a call of control's. */
+void gpu_control_unpair(struct gpu_control *control);
 /* Waits some seconds for what runs. false: it does not come back, and with what it works on must be
  * left. */
 bool gpu_control_destroy(struct gpu_control *control);
