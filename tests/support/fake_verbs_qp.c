@@ -197,6 +197,7 @@ int ibv_destroy_qp(struct ibv_qp *ibqp)
 	fv_events_purge(fv_ctx_of(ibqp->context), ibqp);
 	if (!fv_wait(qp_is_acked, qp))
 		fv_violate("destroy_qp would wait for ever: events not acked");
+	fv_events_purge(fv_ctx_of(ibqp->context), ibqp); /* of while it waited */
 	fv_wire_forget_qp(qp);
 	fv_cq_drop_qp(cq, qp);
 	cq->n_open_wrs -= qp->posted - qp->retired;
