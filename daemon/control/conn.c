@@ -356,6 +356,7 @@ static void conn_on_aborted(uv_handle_t *handle)
 {
 	struct kvx_conn *conn = handle->data;
 
+	kvx_assert_on_loop();
 	kvx_reader_destroy(conn->reader);
 	kvx_writer_destroy(conn->writer);
 	kvx_closer_tab_destroy(conn->front.closing);
