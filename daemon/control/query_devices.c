@@ -177,7 +177,7 @@ static KVX_ON_LOOP void rail_fill(const struct kvx_control *control,
 				  const struct kvx_node_rail *rail, struct json_object *row)
 {
 	const struct kvx_rail *r = &rail->rail;
-	bool usable = rail->worker != NULL && !rail->lost;
+	bool usable = kvx_node_rail_is_usable(rail);
 
 	kvx_json_text(row, "name", r->name);
 	kvx_json_text(row, "transport", rail->ops->name);

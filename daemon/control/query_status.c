@@ -19,11 +19,6 @@ static void peer_count_row(void *arg, const struct kvx_peer_row *row)
 	count->up += strcmp(row->state, "up") == 0 ? 1 : 0;
 }
 
-static bool rail_is_usable(const struct kvx_node_rail *rail)
-{
-	return rail->worker != NULL && !rail->lost;
-}
-
 /* One of its devices works, or it needs none and is there. */
 static bool transport_is_used(struct kvx_node *node, const struct kvx_transport_ops *ops)
 {
@@ -34,7 +29,7 @@ static bool transport_is_used(struct kvx_node *node, const struct kvx_transport_
 	const struct kvx_node_rail *rails = kvx_node_rails(node, &n_rails);
 
 	for (unsigned i = 0; i < n_rails; i++) {
-		if (rails[i].ops == ops && rail_is_usable(&rails[i]))
+		if (rails[i].ops == ops && kvx_node_rail_is_usable(&rails[i]))
 			return true;
 		has_rails |= rails[i].ops == ops;
 	}

@@ -107,6 +107,10 @@ struct kvx_node_rail {
 	unsigned dom_index;
 	bool lost; /* DEVICE_LOST: gone until the daemon starts anew */
 };
+static inline bool kvx_node_rail_is_usable(const struct kvx_node_rail *rail)
+{
+	return rail->worker != NULL && !rail->lost;
+}
 /* What it waits for until endpoints can be made on it (a port that is down); NULL: nothing, or it
  * cannot be used at all. A hint: DEVICE_UP follows when the wait is over. */
 const char *kvx_node_rail_waits(const struct kvx_node_rail *rail);
