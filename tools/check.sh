@@ -127,7 +127,8 @@ if [ "$quick" = 0 ]; then
         # The sweeps of failing calls take too long here. Without the interceptor: up to GCC 13 it takes blocks of
         # thread-local memory for ones of an old glibc, and the leak search then dies (google/sanitizers issue 1322).
         ASAN_OPTIONS=intercept_tls_get_addr=0:halt_on_error=1:abort_on_error=1:print_summary=1 \
-            step asan-gpu meson test -C "$out/asan" --no-rebuild --num-processes 2 transfer-cuda transfer-hip6 storm-cuda
+            step asan-gpu meson test -C "$out/asan" --no-rebuild --num-processes 2 --print-errorlogs \
+            transfer-cuda transfer-hip6 storm-cuda
     fi
     say "ThreadSanitizer"
     if step build-tsan build tsan gcc -Db_sanitize=thread; then
