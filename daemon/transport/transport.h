@@ -106,10 +106,10 @@ enum kvx_transport_caps {
 	KVX_CAP_CPU_COPY =
 	    1u << 4, /* progress() moves the bytes itself: more domains, more speed */
 	/* mem_reg, mem_dereg, listen, connect, fence and lease(ep, 0) may block for long (pinning,
-	 * address resolution, destroying queues): the worker calls them on helper threads, at the
-	 * same time as post() and progress() of the same domain. What the worker promises: for one
-	 * ep at most one of its calls runs at a time, except progress(), rkey_free() and lease()
-	 * with another value; no post() to an ep whose fence() has begun. What the backend
+	 * address resolution, destroying queues): they are called on helper threads of the worker,
+	 * at the same time as post() and progress() of the same domain. What the worker promises:
+	 * for one ep at most one of its calls runs at a time, except progress(), rkey_free() and
+	 * lease() with another value; no post() to an ep whose fence() has begun. What the backend
 	 * promises: progress() reports the ep's open ops after fence() has returned, and nothing of
 	 * the ep once ep_close() was called (worker thread). */
 	KVX_CAP_BLOCKING_CONTROL = 1u << 5,
@@ -121,6 +121,9 @@ enum kvx_transport_caps {
 	 * each GPU's own, at the same time as on those for other memory. mem_reg may use mem until
 	 * it returns, whatever becomes of the region. */
 	KVX_CAP_DMABUF = 1u << 7,
+	/* rkey_unpack and rkey_free return at once and share nothing with calls on the worker's
+	 * threads: they are called on the loop, of an ep that is not being closed. */
+	KVX_CAP_KEYS_ON_LOOP = 1u << 8,
 };
 /* What a domain counts, for people. Written on the worker's threads, read by the loop. */
 struct kvx_dom_counters {
@@ -258,7 +261,8 @@ struct kvx_transport_ops {
 	int (*mem_reg)(struct kvx_dom *dom, uint32_t tenant, const struct kvx_mem *mem,
 		       uint32_t rights, struct kvx_mr **out_mr);
 	void (*mem_dereg)(struct kvx_mr *mr);
-	/* length, 1 .. KVX_TRANSPORT_MKEY_MAX; -ENOSPC: it needs more room */
+	/* length, 1 .. KVX_TRANSPORT_MKEY_MAX; -ENOSPC: it needs more room. Called on the thread of
+	 * mem_reg, before anybody else knows the mr. */
 	int (*mkey_pack)(const struct kvx_mr *mr, void *buf, size_t buf_bytes);
 	int (*rkey_unpack)(struct kvx_ep *ep, const void *mkey, size_t len,
 			   struct kvx_rkey **out_rkey); /* -EINVAL: not one */

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/assert.h"
+#include "base/clock.h"
 #include "base/thread.h"
 #include "worker/worker_priv.h"
 
@@ -143,7 +144,7 @@ void kvx_worker_close(struct kvx_worker *worker)
 	if (worker == NULL)
 		return;
 	KVX_CHECK_MAGIC(worker, WORKER_MAGIC);
-	kvx_assert(worker->in_flight == 0);
+	kvx_assert(worker->in_flight + worker->n_mem == 0);
 	if (worker->has_thread) {
 		atomic_store_explicit(&worker->stop, true, memory_order_release);
 		kvx_worker_wake(worker);
@@ -159,9 +160,9 @@ static int worker_push(struct kvx_worker *worker, struct kvx_work *work)
 	if (worker->in_flight == worker->conf.ring_depth)
 		return -EAGAIN;
 	work->next = NULL;
+	worker->in_flight++;
 	bool pushed = kvx_ring_push(worker->submit, work);
 	kvx_assert(pushed); /* has room for ring_depth */
-	worker->in_flight++;
 	if (worker->has_thread)
 		kvx_worker_wake(worker);
 	return 0;
@@ -173,7 +174,15 @@ int kvx_worker_submit(struct kvx_worker *worker, struct kvx_cmd *cmd)
 	cmd->worker = worker;
 	cmd->status = cmd->vendor_code = 0;
 	cmd->text = NULL;
-	return worker_push(worker, &cmd->work);
+	if (!kvx_worker_mem_is_past(worker, cmd->work.kind))
+		return worker_push(worker, &cmd->work);
+	/* Counted apart: a worker that stands still takes nothing any more. */
+	if (worker->n_mem == worker->conf.ring_depth)
+		return -EAGAIN;
+	cmd->work.next = NULL;
+	worker->n_mem++;
+	kvx_worker_mem_give(worker, cmd);
+	return 0;
 }
 
 int kvx_worker_submit_batch(struct kvx_worker *worker, struct kvx_batch *batch)
@@ -204,6 +213,23 @@ static void worker_deliver(struct kvx_worker *worker, struct kvx_work *work)
 	}
 }
 
+static KVX_ON_LOOP unsigned worker_deliver_mem(struct kvx_worker *worker, unsigned most)
+{
+	struct kvx_cmd *cmd;
+	unsigned n = 0;
+	if (!atomic_load_explicit(&worker->mem_returned, memory_order_relaxed) ||
+	    !atomic_exchange_explicit(&worker->mem_returned, false, memory_order_acq_rel))
+		return 0;
+	while (n < most && (cmd = kvx_worker_mem_take(worker)) != NULL) {
+		worker->n_mem--;
+		n++;
+		cmd->done(cmd);
+	}
+	if (n == most) /* there may be more */
+		atomic_exchange_explicit(&worker->mem_returned, true, memory_order_acq_rel);
+	return n;
+}
+
 unsigned kvx_worker_drain(struct kvx_worker *worker)
 {
 	struct kvx_work *work;
@@ -211,6 +237,7 @@ unsigned kvx_worker_drain(struct kvx_worker *worker)
 	KVX_CHECK_MAGIC(worker, WORKER_MAGIC);
 	/* Before the first pop: what comes after this is announced again. */
 	atomic_exchange_explicit(&worker->rung, false, memory_order_acq_rel);
+	n += worker_deliver_mem(worker, most);
 	while (n < most && (work = kvx_ring_pop(worker->complete)) != NULL) {
 		worker_deliver(worker, work);
 		n++;
@@ -240,7 +267,14 @@ const struct kvx_transport_limits *kvx_worker_limits(const struct kvx_worker *wo
 
 unsigned kvx_worker_in_flight(const struct kvx_worker *worker)
 {
-	return worker->in_flight;
+	return worker->in_flight + worker->n_mem;
+}
+
+uint64_t kvx_worker_turn_ns(const struct kvx_worker *worker)
+{
+	uint64_t began = atomic_load_explicit(&worker->turn_began_ns, memory_order_relaxed);
+	uint64_t now = kvx_now_ns();
+	return began != 0 && now > began ? now - began : 0;
 }
 
 const struct kvx_worker_stats *kvx_worker_stats(const struct kvx_worker *worker)

@@ -9,9 +9,11 @@
  * Where the transport's control calls may block (KVX_CAP_BLOCKING_CONTROL) they run on helper
  * threads of the worker, one for registering memory, one for taking that back, one for setting
  * endpoints up, one for fencing them, so that neither data nor a fence ever waits for a
- * registration or an address resolution. Memory that a command says is a GPU's is registered and
- * taken back on threads of that GPU's own: its driver may hang in them. The order of commands for
- * one ep holds all the same; commands for different things may overtake each other.
+ * registration or an address resolution. Commands for memory do not pass the worker's own thread
+ * then, which may stand in a call of the transport that does not return (fabric makes them there
+ * all the same: it calls no driver that hangs). Memory that a command says is a GPU's is registered
+ * and taken back on threads of that GPU's own: its driver may hang in them. The order of commands
+ * for one ep holds all the same; commands for different things may overtake each other.
  */
 #ifndef KVX_WORKER_H
 #define KVX_WORKER_H
@@ -53,7 +55,8 @@ struct kvx_cmd;
 typedef void (*kvx_cmd_done_cb)(
     struct kvx_cmd *cmd); /* on the loop, once, never before submit has returned */
 
-/* The part of a command that may block. The worker's, while it has the command. */
+/* The part of a command that may block. The worker's, while it has the command. Memory's have only
+ * run. */
 struct kvx_worker;
 struct kvx_call {
 	void (*run)(struct kvx_worker *worker, struct kvx_cmd *cmd);  /* the call; on a helper */
@@ -113,8 +116,8 @@ struct kvx_worker_conf {
 	unsigned spin_us;        /* how long to poll after the last piece of work before sleeping */
 	bool threaded; /* false: no thread, the owner calls kvx_worker_pump() (tests, inline copies)
 			*/
-	void (*doorbell)(
-	    void *arg); /* worker thread: "there is something to drain"; NULL when not threaded */
+	void (*doorbell)(void *arg); /* the worker's threads: "there is something to drain"; NULL
+					when not threaded */
 	void *doorbell_arg;
 	void (*note)(void *arg, const struct kvx_tevent *event); /* on the loop, from drain */
 	void *note_arg;
@@ -133,8 +136,8 @@ int kvx_worker_begin(const struct kvx_worker_conf *conf, struct kvx_worker **out
 		     struct kvx_why *why) KVX_ON_LOOP;
 int kvx_worker_finish(struct kvx_worker *worker, void *note_arg, struct kvx_why *why) KVX_ON_LOOP;
 
-/* Neither blocks. 0, or -EAGAIN when ring_depth commands are in flight. Wakes the worker if it
- * sleeps. */
+/* Neither blocks. 0, or -EAGAIN when ring_depth commands are in flight (those for memory and keys
+ * that go past the worker's thread apart). Wakes the worker if it sleeps. */
 int kvx_worker_submit(struct kvx_worker *worker, struct kvx_cmd *cmd) KVX_ON_LOOP;
 int kvx_worker_submit_batch(struct kvx_worker *worker, struct kvx_batch *batch) KVX_ON_LOOP;
 /* Runs the done callbacks of what came back. Returns how many. */
@@ -146,6 +149,10 @@ bool kvx_worker_pump(struct kvx_worker *worker) KVX_ON_LOOP;
 const struct kvx_transport_ops *kvx_worker_ops(const struct kvx_worker *worker);
 const struct kvx_transport_limits *kvx_worker_limits(const struct kvx_worker *worker);
 unsigned kvx_worker_in_flight(const struct kvx_worker *worker) KVX_ON_LOOP;
+/* How long its turn has lasted: milliseconds, but for one that stands in a call of its transport
+ * that takes long or does not return (or whose process stood still). 0: it is in none. Of its own
+ * thread: calls on helpers do not count. */
+uint64_t kvx_worker_turn_ns(const struct kvx_worker *worker) KVX_ON_LOOP;
 
 /* Written by the worker, read by the loop. */
 struct kvx_worker_stats {

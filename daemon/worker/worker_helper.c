@@ -1,11 +1,13 @@
 /* Helpers: threads of a worker for calls of the transport that block (KVX_CAP_BLOCKING_CONTROL),
  * one for registering memory, one for taking that back, one for setting endpoints up, one for
- * fencing them. Memory of a GPU (cmd->gpu), whose driver may hang in such a call, has the first two
- * for itself, for each GPU, made when they are first needed: it holds up neither host memory nor
- * other GPUs. The worker thread hands a command over and goes on with data; the helper runs the
- * call and nothing else; what follows the call runs on the worker thread again. Rings in both
- * directions, so that the worker never waits for a helper. A helper without work sleeps in its
- * semaphore. */
+ * fencing them. What concerns endpoints comes from the worker thread, which hands a command over
+ * and goes on with data, and goes back to it: what follows the call runs there. What concerns
+ * memory comes from the loop and goes back to the loop (worker_mem.c): a worker that does not
+ * return from a call of its transport holds up no registration. Memory of a GPU (cmd->gpu), whose
+ * driver may hang in such a call, has helpers of its own, for each GPU, made when they are first
+ * needed: it holds up neither host memory nor other GPUs. The helper runs the call and nothing
+ * else. Rings in both directions, so that nobody waits for a helper. A helper without work sleeps
+ * in its semaphore. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,14 +24,19 @@ struct worker_helper {
 	struct kvx_worker *worker;
 	enum worker_helper_kind kind;
 	unsigned gpu;              /* 0: all memory that is no GPU's */
-	struct kvx_ring *todo;     /* worker -> helper */
-	struct kvx_ring *returned; /* helper -> worker */
+	struct kvx_ring *todo;     /* whose it is -> helper */
+	struct kvx_ring *returned; /* helper -> whose it is */
 	sem_t filled;              /* how many are in todo; one more than there are: the end */
 	pthread_t thread;
 	bool has_thread;
 };
 
 static const char *const helper_names[WORKER_HELPERS] = {"reg", "dereg", "up", "cut"};
+
+static bool helper_is_memory(enum worker_helper_kind kind)
+{
+	return kind == WORKER_HELPER_REG || kind == WORKER_HELPER_DEREG;
+}
 
 static struct kvx_cmd *helper_wait(struct worker_helper *helper)
 {
@@ -48,8 +55,15 @@ static void *helper_main(void *arg)
 		cmd->call.run(worker, cmd);
 		bool pushed = kvx_ring_push(helper->returned, cmd);
 		kvx_assert(pushed); /* has room for everything in flight */
-		atomic_store_explicit(&worker->calls_returned, true, memory_order_release);
-		kvx_worker_wake(worker);
+		if (helper_is_memory(helper->kind)) {
+			atomic_exchange_explicit(&worker->mem_returned, true, memory_order_acq_rel);
+			kvx_worker_ring_loop(worker);
+			kvx_worker_wake(worker); /* what it arms depends on what there is */
+		} else {
+			atomic_exchange_explicit(&worker->calls_returned, true,
+						 memory_order_acq_rel);
+			kvx_worker_wake(worker);
+		}
 	}
 	return NULL;
 }
@@ -75,7 +89,7 @@ static void helper_name(const struct worker_helper *helper, char name[16])
 		snprintf(name, 16, "%.8s-%.3s-%u", of, kind, (helper->gpu - 1) % KVX_GPU_MAX);
 }
 
-/* Appends one. */
+/* Appends one. Worker thread while it starts, then loop. */
 static int helper_start(struct kvx_worker *worker, enum worker_helper_kind kind, unsigned gpu)
 {
 	struct worker_helper *helper = &worker->helpers[worker->n_helpers];
@@ -133,10 +147,10 @@ void kvx_worker_helpers_stop(struct kvx_worker *worker)
 
 /* Of a GPU's memory: its own, made now if need be. Where there is no thread to be had for it, the
  * one of all other memory is better than none: what has been registered must be taken back. */
-static struct worker_helper *helper_of(struct kvx_worker *worker, enum worker_helper_kind kind,
-				       unsigned gpu)
+static struct worker_helper *helper_of_memory(struct kvx_worker *worker,
+					      enum worker_helper_kind kind, unsigned gpu)
 {
-	if (gpu == 0 || (kind != WORKER_HELPER_REG && kind != WORKER_HELPER_DEREG))
+	if (gpu == 0)
 		return &worker->helpers[kind];
 	kvx_assert(gpu <= KVX_GPU_MAX);
 	for (unsigned i = WORKER_HELPERS; i < worker->n_helpers; i++)
@@ -147,32 +161,62 @@ static struct worker_helper *helper_of(struct kvx_worker *worker, enum worker_he
 	return &worker->helpers[worker->n_helpers - 1];
 }
 
+static void helper_give(struct worker_helper *helper, struct kvx_cmd *cmd)
+{
+	bool pushed = kvx_ring_push(helper->todo, cmd);
+	kvx_assert(pushed); /* has room for everything in flight */
+	sem_post(&helper->filled);
+}
+
+/* ---- memory: loop */
+
+void kvx_worker_helper_give(struct kvx_worker *worker, struct kvx_cmd *cmd,
+			    enum worker_helper_kind kind,
+			    void (*run)(struct kvx_worker *worker, struct kvx_cmd *cmd))
+{
+	cmd->call = (struct kvx_call){.run = run};
+	helper_give(helper_of_memory(worker, kind, cmd->gpu), cmd);
+}
+
+struct kvx_cmd *kvx_worker_helper_take(struct kvx_worker *worker)
+{
+	for (unsigned i = 0; i < worker->n_helpers; i++) {
+		struct worker_helper *helper = &worker->helpers[i];
+		struct kvx_cmd *cmd =
+		    helper_is_memory(helper->kind) ? kvx_ring_pop(helper->returned) : NULL;
+		if (cmd != NULL)
+			return cmd;
+	}
+	return NULL;
+}
+
+/* ---- endpoints: worker thread */
+
 void kvx_worker_call(struct kvx_worker *worker, struct kvx_cmd *cmd, enum worker_helper_kind kind,
 		     void (*run)(struct kvx_worker *worker, struct kvx_cmd *cmd),
 		     void (*back)(struct kvx_worker *worker, struct kvx_cmd *cmd))
 {
+	kvx_assert(!helper_is_memory(kind));
 	cmd->call = (struct kvx_call){.run = run, .back = back};
 	if (worker->helpers == NULL) {
 		run(worker, cmd);
 		back(worker, cmd);
 		return;
 	}
-	struct worker_helper *helper = helper_of(worker, kind, cmd->gpu);
-	bool pushed = kvx_ring_push(helper->todo, cmd);
-	kvx_assert(pushed); /* has room for everything in flight */
-	sem_post(&helper->filled);
+	helper_give(&worker->helpers[kind], cmd);
 }
 
 unsigned kvx_worker_calls_finish(struct kvx_worker *worker)
 {
+	static const enum worker_helper_kind kinds[] = {WORKER_HELPER_SETUP, WORKER_HELPER_FENCE};
 	unsigned n = 0;
 	/* Before the first pop: what comes after this is announced again. */
 	if (!kvx_worker_calls_returned(worker) ||
 	    !atomic_exchange_explicit(&worker->calls_returned, false, memory_order_acq_rel))
 		return 0;
-	for (unsigned i = 0; i < worker->n_helpers; i++) {
+	for (unsigned i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
 		struct kvx_cmd *cmd;
-		while ((cmd = kvx_ring_pop(worker->helpers[i].returned)) != NULL) {
+		while ((cmd = kvx_ring_pop(worker->helpers[kinds[i]].returned)) != NULL) {
 			cmd->call.back(worker, cmd);
 			n++;
 		}

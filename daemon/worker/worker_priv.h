@@ -1,7 +1,7 @@
 /* What the parts of a worker share: worker.c (loop side), worker_thread.c (thread and sleep),
  * worker_turn.c (one turn, events), worker_note.c (news for the loop), worker_cmd.c (commands),
  * worker_ep_cmd.c (those that name an endpoint, in order), worker_ep.c (endpoints and batches),
- * worker_helper.c (threads for calls that block). */
+ * worker_helper.c (threads for calls that block), worker_mem.c (memory, past the thread). */
 #ifndef KVX_WORKER_PRIV_H
 #define KVX_WORKER_PRIV_H
 
@@ -89,22 +89,28 @@ struct kvx_worker {
 	struct kvx_ring *free_notes; /* loop -> worker */
 	_Alignas(64) _Atomic bool sleeping; /* the worker needs the eventfd to wake */
 	_Alignas(64) _Atomic bool rung;     /* the loop was told and has not looked yet */
+	_Atomic bool
+	    mem_returned; /* commands that did not pass the worker are there for the loop */
 	_Atomic bool stop;
 	int wake_fd; /* -1 when not threaded */
+	struct worker_helper
+	    *helpers; /* NULL: no call blocks. Made before the worker has started */
 
 	/* Loop side. */
-	unsigned in_flight;
+	_Alignas(64) unsigned in_flight;        /* with the worker */
+	unsigned n_mem;                         /* past it */
+	unsigned n_helpers;                     /* more come when they are needed */
+	struct kvx_work *keys_head, *keys_tail; /* done, to be delivered */
 	pthread_t thread;
 	bool has_thread;
 
 	/* Worker side. */
 	_Alignas(64) struct kvx_dom *dom;
-	struct worker_helper *helpers; /* n_helpers of them; NULL: no call blocks */
-	unsigned n_helpers;
-	_Atomic bool calls_returned; /* a helper has put something into its ring */
-	struct worker_ep *eps;       /* hash */
-	struct worker_ep *ready;     /* list */
-	struct worker_ep *closing;   /* list */
+	_Atomic uint64_t turn_began_ns; /* in a turn since then; 0: in none. Read by the loop */
+	_Atomic bool calls_returned;    /* a helper has endpoints' commands for it */
+	struct worker_ep *eps;          /* hash */
+	struct worker_ep *ready;        /* list */
+	struct worker_ep *closing;      /* list */
 	struct worker_slot *slots;
 	uint32_t free_slot;
 	unsigned n_notes_waiting; /* eps and the device with a note that found no room */
@@ -122,6 +128,7 @@ struct kvx_worker {
 
 /* worker_turn.c: one look at everything. Returns whether it did anything. */
 bool kvx_worker_turn(struct kvx_worker *worker);
+void kvx_worker_ring_loop(struct kvx_worker *worker); /* worker thread and helpers */
 /* Is there something that only another turn moves on, whatever the transport says? */
 bool kvx_worker_has_chores(const struct kvx_worker *worker);
 void kvx_worker_complete(struct kvx_worker *worker, struct kvx_work *work);
@@ -161,14 +168,30 @@ void kvx_worker_on_op_done(struct kvx_worker *worker, const struct kvx_tevent *e
  * thread. */
 int kvx_worker_helpers_start(struct kvx_worker *worker, struct kvx_why *why);
 void kvx_worker_helpers_stop(struct kvx_worker *worker); /* nothing is with them */
-/* run, on the helper (for cmd->gpu: its own), then back, here; where there are no helpers both
- * happen before it returns. */
+/* Of endpoints: run, on the helper, then back, here; where there are no helpers both happen before
+ * it returns. */
 void kvx_worker_call(struct kvx_worker *worker, struct kvx_cmd *cmd, enum worker_helper_kind kind,
 		     void (*run)(struct kvx_worker *worker, struct kvx_cmd *cmd),
 		     void (*back)(struct kvx_worker *worker, struct kvx_cmd *cmd));
 /* Goes on with the calls that have returned. Returns how many. */
 unsigned kvx_worker_calls_finish(struct kvx_worker *worker);
 bool kvx_worker_calls_returned(const struct kvx_worker *worker);
+/* Of memory: run on the helper (for cmd->gpu: its own), then it is for the other one to take. */
+void kvx_worker_helper_give(struct kvx_worker *worker, struct kvx_cmd *cmd,
+			    enum worker_helper_kind kind,
+			    void (*run)(struct kvx_worker *worker,
+					struct kvx_cmd *cmd)) KVX_ON_LOOP;
+/* NULL: none has come back. */
+struct kvx_cmd *kvx_worker_helper_take(struct kvx_worker *worker) KVX_ON_LOOP;
+
+/* worker_mem.c */
+/* Does it go past the worker? */
+bool kvx_worker_mem_is_past(const struct kvx_worker *worker, enum kvx_work_kind kind);
+void kvx_worker_mem_give(struct kvx_worker *worker, struct kvx_cmd *cmd) KVX_ON_LOOP;
+/* One that is done; NULL: none. */
+struct kvx_cmd *kvx_worker_mem_take(struct kvx_worker *worker) KVX_ON_LOOP;
+/* Of those that do not go past it; worker thread. It is done. */
+void kvx_worker_mem_run(struct kvx_worker *worker, struct kvx_cmd *cmd);
 
 /* worker_thread.c */
 void *kvx_worker_main(void *arg);

@@ -55,6 +55,15 @@ static void spin_pause(unsigned n_looks)
 		sched_yield();
 }
 
+/* For who looks at it, a part of a turn: it is a call, too. */
+static int worker_arm(struct kvx_worker *worker)
+{
+	atomic_store_explicit(&worker->turn_began_ns, kvx_now_ns(), memory_order_relaxed);
+	int err = worker->ops->arm(worker->dom);
+	atomic_store_explicit(&worker->turn_began_ns, 0, memory_order_relaxed);
+	return err;
+}
+
 static void worker_sleep(struct kvx_worker *worker)
 {
 	struct pollfd fds[2] = {{.fd = worker->wake_fd, .events = POLLIN},
@@ -62,8 +71,7 @@ static void worker_sleep(struct kvx_worker *worker)
 	uint64_t count;
 	atomic_exchange_explicit(&worker->sleeping, true, memory_order_acq_rel);
 	if (kvx_ring_empty(worker->submit) && !kvx_worker_calls_returned(worker) &&
-	    worker->ops->arm(worker->dom) == 0 &&
-	    !atomic_load_explicit(&worker->stop, memory_order_acquire)) {
+	    worker_arm(worker) == 0 && !atomic_load_explicit(&worker->stop, memory_order_acquire)) {
 		kvx_counter_add(&worker->stats.sleeps, 1);
 		poll(fds, 2, kvx_worker_has_chores(worker) ? CHORES_TICK_MS : -1);
 	}

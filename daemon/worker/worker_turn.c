@@ -25,16 +25,21 @@ void kvx_worker_cmd_done(struct kvx_worker *worker, struct kvx_cmd *cmd, int sta
 	kvx_worker_complete(worker, &cmd->work);
 }
 
-/* One doorbell for all that came back since the loop last looked. */
+/* One doorbell for all that came back since the loop last looked. Helpers, too. */
+void kvx_worker_ring_loop(struct kvx_worker *worker)
+{
+	if (worker->conf.doorbell == NULL)
+		return;
+	if (!atomic_exchange_explicit(&worker->rung, true, memory_order_acq_rel))
+		worker->conf.doorbell(worker->conf.doorbell_arg);
+}
+
 static void worker_ring_doorbell(struct kvx_worker *worker)
 {
 	if (!worker->need_doorbell)
 		return;
 	worker->need_doorbell = false;
-	if (worker->conf.doorbell == NULL)
-		return;
-	if (!atomic_exchange_explicit(&worker->rung, true, memory_order_acq_rel))
-		worker->conf.doorbell(worker->conf.doorbell_arg);
+	kvx_worker_ring_loop(worker);
 }
 
 static void worker_run(struct kvx_worker *worker, struct kvx_work *work)
@@ -162,6 +167,7 @@ bool kvx_worker_turn(struct kvx_worker *worker)
 {
 	struct kvx_work *work;
 	unsigned n = 0;
+	atomic_store_explicit(&worker->turn_began_ns, kvx_now_ns(), memory_order_relaxed);
 	while (n < TURN_COMMANDS && (work = kvx_ring_pop(worker->submit)) != NULL) {
 		worker_run(worker, work);
 		n++;
@@ -178,5 +184,6 @@ bool kvx_worker_turn(struct kvx_worker *worker)
 	if (worker->n_notes_waiting > 0)
 		kvx_worker_notes_flush(worker);
 	worker_ring_doorbell(worker);
+	atomic_store_explicit(&worker->turn_began_ns, 0, memory_order_relaxed);
 	return did;
 }

@@ -167,9 +167,19 @@ void kvx_node_set_peers(struct kvx_node *node, const struct kvx_node_peer_hooks 
 		memset(&node->peers, 0, sizeof(node->peers));
 }
 
+static KVX_ON_LOOP void node_keep(struct kvx_node *node, struct kvx_cmd *cmd)
+{
+	cmd->work.next = NULL;
+	if (node->kept == NULL)
+		node->kept = &cmd->work;
+	else
+		node->kept_last->next = &cmd->work;
+	node->kept_last = &cmd->work;
+}
+
 void kvx_node_submit(struct kvx_node *node, struct kvx_worker *worker, struct kvx_cmd *cmd)
 {
-	/* What was kept goes first: order per worker must hold. */
+	/* What was kept goes first: the order for each worker must hold. */
 	if (node->kept == NULL && kvx_worker_submit(worker, cmd) == 0) {
 		/* The inline worker runs only inside a drain: make sure that there is one. */
 		if (node->inline_dom >= 0 && worker == node->doms[node->inline_dom].worker)
@@ -177,23 +187,20 @@ void kvx_node_submit(struct kvx_node *node, struct kvx_worker *worker, struct kv
 		return;
 	}
 	cmd->worker = worker;
-	cmd->work.next = NULL;
-	if (node->kept == NULL)
-		node->kept = &cmd->work;
-	else
-		node->kept_last->next = &cmd->work;
-	node->kept_last = &cmd->work;
+	node_keep(node, cmd);
 	node_doorbell(node);
 }
 
+/* A worker that is full stays so for this round: what is kept for others goes past it. */
 static KVX_ON_LOOP void node_submit_kept(struct kvx_node *node)
 {
-	while (node->kept != NULL) {
-		struct kvx_cmd *cmd = (struct kvx_cmd *)node->kept;
-		struct kvx_work *next = node->kept->next;
+	struct kvx_work *work = node->kept, *next;
+	node->kept = node->kept_last = NULL;
+	for (; work != NULL; work = next) {
+		struct kvx_cmd *cmd = (struct kvx_cmd *)work;
+		next = work->next;
 		if (kvx_worker_submit(cmd->worker, cmd) != 0)
-			return; /* each completion of that worker leads to another drain */
-		node->kept = next;
+			node_keep(node, cmd); /* each completion leads to another drain */
 	}
 }
 

@@ -2,6 +2,7 @@
 #include <criterion/criterion.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 #include "node_rig.h"
@@ -48,6 +49,59 @@ Test(node_worker, commands_beyond_the_ring_are_kept_in_order)
 			kvx_worker_drain(worker);
 		}
 	}
+	rig_turn(&rig, 0);
+	cr_assert_eq(n_cmds_back, N);
+	cr_assert(cmds_in_order);
+	rig_stop(&rig);
+	free(cmds);
+	KVX_TEST_END();
+}
+
+static unsigned n_others_back;
+
+static void count_other(struct kvx_cmd *cmd)
+{
+	n_others_back++;
+}
+
+static void lease(struct kvx_cmd *cmd, unsigned outlet, kvx_cmd_done_cb done)
+{
+	const struct kvx_outlet *out = &kvx_node_copy_lane(rig.node)->outlets[outlet];
+
+	memset(cmd, 0, sizeof(*cmd));
+	cmd->work.kind = KVX_CMD_LEASE;
+	cmd->ep = out->ep;
+	cmd->lease_ns = UINT64_MAX;
+	cmd->done = done;
+	kvx_node_submit(rig.node, out->worker, cmd);
+}
+
+/* The first one stands still, and has more than its ring holds. */
+Test(node_worker, a_worker_that_is_full_holds_up_no_other)
+{
+	enum { N = 3000 };
+	struct numbered *cmds = calloc(N, sizeof(*cmds));
+	struct kvx_worker *other;
+	struct kvx_cmd cmd;
+
+	rig_init(&rig);
+	rig_start(&rig);
+	cr_assert_eq(kvx_node_copy_lane(rig.node)->n_outlets, 2);
+	other = kvx_node_copy_lane(rig.node)->outlets[1].worker;
+	cmds_in_order = true;
+	for (unsigned i = 0; i < N; i++) {
+		cmds[i].number = i;
+		lease(&cmds[i].cmd, 0, count_cmd);
+	}
+	n_others_back = 0;
+	for (unsigned i = 1; i <= 3; i++) {
+		lease(&cmd, 1, count_other);
+		kvx_node_drain(rig.node);
+		kvx_worker_pump(other);
+		kvx_node_drain(rig.node);
+		cr_assert_eq(n_others_back, i, "it waits for the one that is full");
+	}
+	cr_assert_eq(n_cmds_back, 0);
 	rig_turn(&rig, 0);
 	cr_assert_eq(n_cmds_back, N);
 	cr_assert(cmds_in_order);

@@ -102,24 +102,37 @@ static unsigned count_threads(const char *suffix, char path[300])
 	return n;
 }
 
-enum { N_THREADS = 5 }; /* the worker and its helpers */
+enum { N_THREADS = 5 };
+/* The worker and its helpers. */
+static const char *const thread_names[N_THREADS] = {"", "-reg", "-dereg", "-up", "-cut"};
+
+/* A thread that was joined is still listed for a moment. */
+static void expect_threads(const char *suffix, unsigned n)
+{
+	unsigned now = count_threads(suffix, NULL);
+
+	for (unsigned i = 0; i < 2000 && now != n; i++) {
+		poll(NULL, 0, 1);
+		now = count_threads(suffix, NULL);
+	}
+	cr_assert_eq(now, n, "%u, not %u threads '%s'", now, n, suffix);
+}
 
 Test(worker_helpers, exist_only_where_calls_block)
 {
-	static const char *const names[] = {"", "-reg", "-dereg", "-up", "-cut"};
 	struct kvx_fake_script plain = {0}, script = {0};
 	struct test_worker t;
 
 	cr_assert_eq(test_worker_start(&t, &kvx_fake_ops, true, 8, &plain), 0);
 	for (unsigned i = 0; i < N_THREADS; i++)
-		cr_assert_eq(count_threads(names[i], NULL), i == 0, "%s", names[i]);
+		expect_threads(thread_names[i], i == 0);
 	kvx_worker_close(t.worker);
 	test_helpers_open(&t, &script, true);
 	for (unsigned i = 0; i < N_THREADS; i++)
-		cr_assert_eq(count_threads(names[i], NULL), 1, "%s", names[i]);
+		expect_threads(thread_names[i], 1);
 	kvx_worker_close(t.worker);
 	for (unsigned i = 0; i < N_THREADS; i++)
-		cr_assert_eq(count_threads(names[i], NULL), 0, "%s", names[i]);
+		expect_threads(thread_names[i], 0);
 	test_helpers_expect_clean(&script);
 	KVX_TEST_END();
 }
@@ -140,14 +153,33 @@ static long n_switches(const char *suffix)
 	return n;
 }
 
+static void all_switches(long out_n[N_THREADS])
+{
+	for (unsigned i = 0; i < N_THREADS; i++)
+		out_n[i] = n_switches(thread_names[i]);
+}
+
+/* Until they have all come to rest: two looks 50 ms apart see the same. */
+static void switches_at_rest(long out_n[N_THREADS])
+{
+	uint64_t end = kvx_now_ns() + 5 * KVX_SEC;
+	long before[N_THREADS];
+
+	all_switches(out_n);
+	do {
+		memcpy(before, out_n, sizeof(before));
+		poll(NULL, 0, 50);
+		all_switches(out_n);
+	} while (memcmp(before, out_n, sizeof(before)) != 0 && kvx_now_ns() < end);
+}
+
 /* The worker sleeps, too, while a helper is busy: with an ep that is being closed. */
 Test(worker_helpers, nobody_wakes_without_work)
 {
-	static const char *const names[] = {"", "-reg", "-dereg", "-up", "-cut"};
 	struct kvx_fake_script script = {0};
 	struct test_cmd reg = {0}, close = {0};
 	struct test_worker t;
-	long before[N_THREADS];
+	long before[N_THREADS], after[N_THREADS];
 
 	test_helpers_open(&t, &script, true);
 	cr_assert_eq(test_worker_setup(&t, HELPERS_REGION), 0);
@@ -158,12 +190,11 @@ Test(worker_helpers, nobody_wakes_without_work)
 	test_ep_submit(&t, &close, KVX_CMD_EP_CLOSE);
 	test_gate_wait(&t, &script, KVX_FAKE_MEM_REG, 1);
 	test_gate_wait(&t, &script, KVX_FAKE_FENCE, 1);
-	poll(NULL, 0, 50);
-	for (unsigned i = 0; i < N_THREADS; i++)
-		before[i] = n_switches(names[i]);
+	switches_at_rest(before);
 	poll(NULL, 0, 200);
+	all_switches(after);
 	for (unsigned i = 0; i < N_THREADS; i++)
-		cr_assert_eq(n_switches(names[i]), before[i], "%s", names[i]);
+		cr_assert_eq(after[i], before[i], "%s", thread_names[i]);
 	kvx_fake_gate(&script, KVX_FAKE_MEM_REG, KVX_FAKE_GATE_OPEN);
 	kvx_fake_gate(&script, KVX_FAKE_FENCE, KVX_FAKE_GATE_OPEN);
 	cr_assert(test_cmd_wait(&t, &reg));
@@ -243,7 +274,7 @@ Test(worker_helpers, a_slow_connect_delays_no_fence_of_another_ep)
 /* ---- memory of GPUs: calls for one region hang until they are told not to */
 
 static struct kvx_transport_ops gpu_ops;
-static _Atomic(const void *) held; /* the memory to register, or the one to deregister */
+static _Atomic(const void *) held; /* the memory to (de)register, or whose progress */
 static _Atomic unsigned n_held;
 
 static void hold(const void *what)
@@ -267,6 +298,12 @@ static void held_dereg(struct kvx_mr *mr)
 {
 	hold(mr);
 	kvx_fake_blocking_ops.mem_dereg(mr);
+}
+
+static int held_progress(struct kvx_dom *dom, struct kvx_tevent *events, unsigned max)
+{
+	hold(&gpu_ops);
+	return kvx_fake_blocking_ops.progress(dom, events, max);
 }
 
 static void hold_begin(struct test_worker *t, struct test_cmd *tc, enum kvx_work_kind kind,
@@ -333,6 +370,41 @@ Test(worker_helpers, memory_of_a_gpu_that_hangs_holds_up_no_other)
 	hold_end(&t, &hung);
 	test_worker_teardown(&t);
 	kvx_mem_fini(&mem);
+	test_helpers_expect_clean(&script);
+	KVX_TEST_END();
+}
+
+/* Nothing of memory passes the worker's own thread, what fails neither. */
+Test(worker_helpers, a_worker_that_hangs_holds_up_no_memory)
+{
+	struct kvx_fake_script script = {.auto_advance = true};
+	static struct kvx_batch batch;
+	struct test_cmd none = {0};
+	struct test_worker t;
+
+	gpu_ops = kvx_fake_blocking_ops;
+	gpu_ops.progress = held_progress;
+	script.faults[KVX_FAKE_MKEY_PACK] = (struct kvx_fake_fault){5, -ENOSPC};
+	cr_assert_eq(kvx_fake_gates_open(&script), 0);
+	cr_assert_eq(test_worker_start(&t, &gpu_ops, true, 8, &script), 0);
+	cr_assert_eq(test_worker_setup(&t, HELPERS_REGION), 0);
+	atomic_store(&held, &gpu_ops);
+	test_batch_fill(&t, &batch, KVX_OP_WRITE, 0, 8, 512);
+	cr_assert_eq(kvx_worker_submit_batch(t.worker, &batch), 0);
+	for (uint64_t end = kvx_now_ns() + 5 * KVX_SEC; n_held == 0 && kvx_now_ns() < end;)
+		test_worker_turn(&t);
+	cr_assert_eq(n_held, 1);
+	expect_life(&t, &t.local_mem, 0);
+	expect_life(&t, &t.local_mem, 1);
+	cr_assert_eq(test_worker_reg(&t, &t.local_mem, &none), -ENOSPC);
+	cr_assert_null(none.cmd.mr);
+	poll(NULL, 0, 20);
+	cr_assert_gt(kvx_worker_turn_ns(t.worker), 20 * KVX_MS);
+	cr_assert_eq(batch.n_done, 0);
+	atomic_store(&held, NULL);
+	cr_assert(test_batches_wait(&t, 1));
+	cr_assert_eq(batch.status, 0);
+	test_worker_teardown(&t);
 	test_helpers_expect_clean(&script);
 	KVX_TEST_END();
 }

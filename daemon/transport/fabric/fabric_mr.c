@@ -1,5 +1,6 @@
 /* Memory of a domain: its table of registered regions, the keys that name them to peers, and what
- * peers told of theirs. Owns struct kvx_mr and struct kvx_rkey. Called by the worker thread; the
+ * peers told of theirs. Owns struct kvx_mr and struct kvx_rkey. Called by the worker thread, but
+ * for fabric_mkey_pack(): the [reg] helper calls it, of an mr that nobody else knows yet. The
  * provider hears of a region only if it must (RMA on, or it wants local buffers registered). Never
  * moves bytes. */
 #include <endian.h>

@@ -8,9 +8,9 @@
  * GPU memory has a header of its own, fabric_gpu.h: its messages go through buffers of theirs.
  *
  * Nothing here is shared between threads: all of it is the worker's that owns the dom, and calls
- * of its helpers are made on its thread, too (fabric_call.c). Contexts handed to libfabric are
- * numbers (fab_ctx), never pointers: a completion that comes up after its ep is gone finds nothing
- * and is dropped.
+ * of its helpers are made on its thread, too (fabric_call.c; but for packing keys). Contexts handed
+ * to libfabric are numbers (fab_ctx), never pointers: a completion that comes up after its ep is
+ * gone finds nothing and is dropped.
  */
 #ifndef KVX_FABRIC_PRIV_H
 #define KVX_FABRIC_PRIV_H

@@ -177,6 +177,8 @@ static int blocking_mem_reg(struct kvx_dom *dom, uint32_t tenant, const struct k
 	kvx_fake_lock(dom->script);
 	gate_pass(dom, KVX_FAKE_MEM_REG, KVX_FAKE_GATE_BEFORE);
 	int err = kvx_fake_ops.mem_reg(dom, tenant, mem, rights, out_mr);
+	if (err == 0)
+		(*out_mr)->maker = pthread_self();
 	gate_pass(dom, KVX_FAKE_MEM_REG, KVX_FAKE_GATE_AFTER);
 	kvx_fake_unlock(dom->script);
 	return err;
@@ -194,7 +196,10 @@ static void blocking_mem_dereg(struct kvx_mr *mr)
 
 static int blocking_mkey_pack(const struct kvx_mr *mr, void *buf, size_t buf_bytes)
 {
-	struct kvx_fake_script *script = dom_begin(mr->dom);
+	struct kvx_fake_script *script = mr->dom->script;
+	kvx_fake_lock(script);
+	expect(script, pthread_equal(mr->maker, pthread_self()),
+	       "keys are packed on the thread that registered the memory");
 	int len = kvx_fake_ops.mkey_pack(mr, buf, buf_bytes);
 	kvx_fake_unlock(script);
 	return len;

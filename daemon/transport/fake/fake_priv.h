@@ -26,6 +26,7 @@ struct kvx_mr {
 	uint32_t tenant;
 	uint32_t rights;
 	unsigned n_refs;
+	pthread_t maker; /* with gates */
 	struct kvx_mr *prev, *next;
 };
 

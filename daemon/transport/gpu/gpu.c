@@ -377,7 +377,7 @@ static void gpu_lease(struct kvx_ep *ep, uint64_t deadline_ns)
 
 const struct kvx_transport_ops kvx_gpu_transport_ops = {
     .name = "gpu",
-    .caps = KVX_CAP_SAME_NODE | KVX_CAP_EVENT_FD | KVX_CAP_BLOCKING_CONTROL,
+    .caps = KVX_CAP_SAME_NODE | KVX_CAP_EVENT_FD | KVX_CAP_BLOCKING_CONTROL | KVX_CAP_KEYS_ON_LOOP,
     .probe = gpu_probe,
     .open = gpu_open,
     .close = gpu_close,

@@ -1,5 +1,5 @@
-/* Keys of regions: they never leave the process. Packed by [mem] helpers, unpacked and freed by the
- * worker. */
+/* Keys of regions: they never leave the process. Packed by [mem] helpers, unpacked and freed on the
+ * loop: neither waits for the worker, which may stand in a call that does not return. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,13 +38,13 @@ int gpu_rkey_unpack(struct kvx_ep *ep, const void *mkey, size_t len, struct kvx_
 	if (rkey == NULL)
 		return -ENOMEM;
 	rkey->mr = key.mr;
-	ep->dom->n_rkeys++;
+	atomic_fetch_add(&ep->dom->n_rkeys, 1);
 	*out_rkey = rkey;
 	return 0;
 }
 
 void gpu_rkey_free(struct kvx_rkey *rkey)
 {
-	rkey->mr->dom->n_rkeys--;
+	atomic_fetch_sub(&rkey->mr->dom->n_rkeys, 1);
 	free(rkey);
 }

@@ -8,7 +8,7 @@
  *   gpu_mapping.c   memory of the device: mapped, verified, closed   [mem] helpers
  *   gpu_pin.c       memory of the host: page-locked                  [mem] helpers
  *   gpu_peer.c      memory of other devices: peer access             [mem] helpers
- *   gpu_key.c       keys of regions                                  worker
+ *   gpu_key.c       keys of regions                                  [reg] helper, loop
  *   gpu_verify.c    is a mapping what the client meant?              control thread
  *   gpu_post.c      ops become pieces, pieces become a flight        worker
  *   gpu_flight.c    a flight goes to a stream                        worker
@@ -208,7 +208,7 @@ struct kvx_dom {
 	void *lists;            /* of all flights; control thread */
 
 	/* worker */
-	unsigned n_rkeys;
+	_Atomic unsigned n_rkeys; /* loop */
 	unsigned n_streams, next_stream;
 	struct gpu_stream streams[GPU_MAX_STREAMS];
 	struct gpu_flight flights[GPU_FLIGHTS];

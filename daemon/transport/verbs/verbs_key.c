@@ -1,7 +1,8 @@
 /* Keys: how a region is named to peers, and what a peer's key says. Two forms. Memory of the host:
  * one key for each chunk of equal size (version 1). Memory of a GPU: a list of pieces, and what to
  * read so that writes become visible (version 2). Nothing of a peer's key is taken on trust but the
- * keys themselves, which its device checks. [data]; little-endian. */
+ * keys themselves, which its device checks. Little-endian. [mem] packs them, [data] does the
+ * rest. */
 #include <endian.h>
 #include <errno.h>
 #include <stddef.h>

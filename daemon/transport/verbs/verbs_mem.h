@@ -129,7 +129,7 @@ int verbs_reg_access(uint32_t rights); /* IBV_ACCESS_* */
  * ends the daemon when it cannot be. NULL is fine. */
 void verbs_mr_end(struct kvx_dom *dom, struct ibv_mr *ibmr);
 
-/* verbs_key.c [data]: keys to be sent, and keys of peers */
+/* verbs_key.c: keys to be sent, [mem], and keys of peers, [data] */
 
 int verbs_mkey_pack(const struct kvx_mr *mr, void *buf, size_t buf_bytes);
 int verbs_rkey_unpack(struct kvx_ep *ep, const void *mkey, size_t len, struct kvx_rkey **out_rkey);

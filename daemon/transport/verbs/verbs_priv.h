@@ -6,11 +6,11 @@
  *   chain  work requests posted with one doorbell, of which the last one completes aloud
  *
  * Threads (KVX_CAP_BLOCKING_CONTROL). [data] is the worker's thread: open, close, post, progress,
- * arm, rkey_*, ep_close, lease(> 0). Helpers: [mem] mem_reg, mem_dereg (one thread each for host
- * memory, and for each GPU, whose driver may hang in them: no other thread may ever wait for
- * those); [setup] listen, connect; [fence] fence, lease(0). A field says who writes it; what more
- * than one thread touches is _Atomic, or is handed over by an atomic that the comment names. There
- * is no lock, but for helpers among themselves in verbs_flush.c.
+ * arm, rkey_*, ep_close, lease(> 0). Helpers: [mem] mem_reg, mkey_pack, mem_dereg (one thread each
+ * for host memory, and for each GPU, whose driver may hang in them: no other thread may ever wait
+ * for those); [setup] listen, connect; [fence] fence, lease(0). A field says who writes it; what
+ * more than one thread touches is _Atomic, or is handed over by an atomic that the comment names.
+ * There is no lock, but for helpers among themselves in verbs_flush.c.
  *
  * How a queue pair ends while others may use it: ep->hold counts who is using the ep's queue pairs
  * right now, and has a bit (VERBS_CUT) that lets nobody in any more. Who sets the bit while nobody
