@@ -140,16 +140,18 @@ static void port_fill(const struct kvx_node_rail *rail, struct json_object *row)
 	kvx_json_u64(row, "gid_index", atomic_load(&now->gid_index));
 }
 
-static const char *rail_state(const struct kvx_node_rail *rail)
+static const char *rail_state(const struct kvx_node_rail *rail, bool hangs)
 {
 	if (rail->lost)
 		return "lost";
 	if (rail->worker == NULL)
 		return "unusable";
+	if (hangs)
+		return "hanging";
 	return kvx_node_rail_waits(rail) != NULL ? "waiting" : "usable";
 }
 
-static const char *rail_reason(const struct kvx_node_rail *rail)
+static const char *rail_reason(const struct kvx_node_rail *rail, bool hangs)
 {
 	const char *waits = kvx_node_rail_waits(rail);
 
@@ -157,6 +159,8 @@ static const char *rail_reason(const struct kvx_node_rail *rail)
 		return "the device is lost: restart the daemon once it is back";
 	if (rail->worker == NULL)
 		return rail->rail.reason;
+	if (hangs)
+		return "a call into its driver does not return: what uses it waits for that";
 	return waits != NULL ? waits : "";
 }
 
@@ -177,12 +181,12 @@ static KVX_ON_LOOP void rail_fill(const struct kvx_control *control,
 				  const struct kvx_node_rail *rail, struct json_object *row)
 {
 	const struct kvx_rail *r = &rail->rail;
-	bool usable = kvx_node_rail_is_usable(rail);
+	bool usable = kvx_node_rail_is_usable(rail), hangs = kvx_node_rail_hangs(rail);
 
 	kvx_json_text(row, "name", r->name);
 	kvx_json_text(row, "transport", rail->ops->name);
-	kvx_json_text(row, "state", rail_state(rail));
-	kvx_json_text(row, "reason", rail_reason(rail));
+	kvx_json_text(row, "state", rail_state(rail, hangs));
+	kvx_json_text(row, "reason", rail_reason(rail, hangs));
 	kvx_json_text(row, "device", r->device);
 	if (rail_is_gpu(rail)) {
 		kvx_json_text(row, "pci", r->gpu.pci);

@@ -5,6 +5,7 @@
 #include "base/clock.h"
 #include "base/idmap.h"
 #include "control/query.h"
+#include "mem/gpu.h"
 
 static const char *tenant_name(const struct kvx_query *query, uint32_t tenant)
 {
@@ -71,6 +72,18 @@ static const char *region_state_name(enum kvx_region_state state)
 	return "unknown";
 }
 
+/* As the devices query names it; "": memory of the host. */
+static const char *region_gpu(const struct kvx_query *query, const struct kvx_region *region)
+{
+	unsigned n;
+	const struct kvx_node_rail *rails = kvx_node_rails(query->control->conf.node, &n);
+
+	for (unsigned i = 0; region->mem.gpu != NULL && i < n; i++)
+		if (kvx_gpu_id_same(&rails[i].rail.gpu, &region->mem.gpu->id))
+			return rails[i].rail.name;
+	return "";
+}
+
 static void region_fill(const struct kvx_query *query, const struct kvx_region *region,
 			struct json_object *row)
 {
@@ -82,6 +95,7 @@ static void region_fill(const struct kvx_query *query, const struct kvx_region *
 	kvx_json_text(row, "name", region->name);
 	kvx_json_text(row, "published", kvx_region_published_name(region));
 	kvx_json_text(row, "kind", region->mem.ops->name);
+	kvx_json_text(row, "gpu", region_gpu(query, region));
 	kvx_json_u64(row, "bytes", region->mem.len_bytes);
 	kvx_json_u64(row, "page_bytes", region->mem.page_bytes);
 	kvx_json_text(row, "access", access[region->access & 3u]);

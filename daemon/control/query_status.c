@@ -76,12 +76,12 @@ static void transport_reason(const struct kvx_control *control, const struct kvx
 	}
 }
 
-/* What it lacks though it is usable: a device that is lost; or all that it has wait, for what the
- * first one does. */
-static void transport_lacks(const struct kvx_control *control, const struct kvx_transport_ops *ops,
-			    char *out, size_t size)
+/* What it lacks though it is usable: a device that is lost, or hangs; or all that it has wait, for
+ * what the first one does. */
+static KVX_ON_LOOP void transport_lacks(const struct kvx_control *control,
+					const struct kvx_transport_ops *ops, char *out, size_t size)
 {
-	const struct kvx_node_rail *lost = NULL, *waits = NULL;
+	const struct kvx_node_rail *lost = NULL, *hangs = NULL, *waits = NULL;
 	bool ready = false;
 	unsigned n_rails;
 	const struct kvx_node_rail *rails = kvx_node_rails(control->conf.node, &n_rails);
@@ -91,6 +91,8 @@ static void transport_lacks(const struct kvx_control *control, const struct kvx_
 			continue;
 		if (rails[i].lost)
 			lost = lost != NULL ? lost : &rails[i];
+		else if (kvx_node_rail_hangs(&rails[i]))
+			hangs = hangs != NULL ? hangs : &rails[i];
 		else if (kvx_node_rail_waits(&rails[i]) != NULL)
 			waits = waits != NULL ? waits : &rails[i];
 		else
@@ -98,12 +100,14 @@ static void transport_lacks(const struct kvx_control *control, const struct kvx_
 	}
 	if (lost != NULL)
 		snprintf(out, size, "%s: the device is lost", lost->rail.name);
+	else if (hangs != NULL)
+		snprintf(out, size, "%s: a call into its driver does not return", hangs->rail.name);
 	else if (!ready && waits != NULL)
 		snprintf(out, size, "%s waits: %s", waits->rail.name, kvx_node_rail_waits(waits));
 }
 
 /* What the registry has and whether it works here. */
-static void transports_fill(const struct kvx_control *control, struct json_object *out)
+static KVX_ON_LOOP void transports_fill(const struct kvx_control *control, struct json_object *out)
 {
 	const struct kvx_transport_ops *const *ops;
 	struct json_object *list = kvx_json_list(out, "transports");

@@ -114,6 +114,8 @@ static inline bool kvx_node_rail_is_usable(const struct kvx_node_rail *rail)
 /* What it waits for until endpoints can be made on it (a port that is down); NULL: nothing, or it
  * cannot be used at all. A hint: DEVICE_UP follows when the wait is over. */
 const char *kvx_node_rail_waits(const struct kvx_node_rail *rail);
+/* For people: its worker has stood in a call for a second or more, see kvx_worker_turn_ns(). */
+bool kvx_node_rail_hangs(const struct kvx_node_rail *rail) KVX_ON_LOOP;
 /* All of them, in the order of conf.peer_ops and then as probe() gave them; GPUs first. */
 const struct kvx_node_rail *kvx_node_rails(const struct kvx_node *node, unsigned *out_n);
 /* The transports for peers that have a usable rail, best first, ended by NULL. */

@@ -7,11 +7,15 @@
 #include <string.h>
 
 #include "base/assert.h"
+#include "base/clock.h"
 #include "base/log.h"
 #include "xfer/node_priv.h"
 
 /* Commands that may be in a worker's rings beside all batches; more are kept by the node. */
 #define RING_COMMANDS 1024
+
+/* A worker whose turn lasts longer stands in a call. */
+#define TURN_NS_MAX (1000 * KVX_MS)
 
 #define MAX_FOUND (KVX_GPU_MAX > KVX_MAX_RAILS ? KVX_GPU_MAX : KVX_MAX_RAILS)
 
@@ -303,6 +307,11 @@ const char *kvx_node_rail_waits(const struct kvx_node_rail *rail)
 	const struct kvx_dom_port *port =
 	    rail->worker != NULL ? kvx_worker_limits(rail->worker)->port : NULL;
 	return port != NULL ? atomic_load(&port->waits) : NULL;
+}
+
+bool kvx_node_rail_hangs(const struct kvx_node_rail *rail)
+{
+	return rail->worker != NULL && kvx_worker_turn_ns(rail->worker) > TURN_NS_MAX;
 }
 
 const struct kvx_transport_ops *const *kvx_node_peer_transports(const struct kvx_node *node)

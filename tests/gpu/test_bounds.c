@@ -159,7 +159,7 @@ static void *large_main(void *arg)
 
 Test(gpu_bounds, locking_much_host_memory_is_in_nobodys_way)
 {
-	static const char *const sets[] = {"gpu.call_timeout_ms=2000", NULL};
+	static const char *const sets[] = {"gpu.call_timeout_ms=15000", NULL};
 	struct standin_process before, after;
 	struct kvxfer_import *import_;
 	struct pages from, to;
@@ -280,6 +280,9 @@ Test(gpu_bounds, lanes_and_devices_show_the_gpus)
 	fprintf(stderr, "%s", text);
 	shows(text, "gpu0");
 	shows(text, "usable");
+	text = ctl("regions", NULL);
+	fprintf(stderr, "%s", text);
+	shows(text, "gpu0");
 	pages_close(&from);
 	pages_close(&to);
 	finish();

@@ -5,12 +5,13 @@
 #include <string.h>
 
 static const struct kvx_column columns[] = {
-    {"ID", KVX_RIGHT, KVX_KEEP},      {"OWNER", KVX_RIGHT, KVX_KEEP},
-    {"TENANT", KVX_LEFT, KVX_HIDE},   {"NAME", KVX_LEFT, KVX_CUT},
-    {"PUBLISHED", KVX_LEFT, KVX_CUT}, {"KIND", KVX_LEFT, KVX_HIDE},
-    {"SIZE", KVX_RIGHT, KVX_KEEP},    {"PAGES", KVX_RIGHT, KVX_HIDE},
-    {"ACCESS", KVX_LEFT, KVX_KEEP},   {"STATE", KVX_LEFT, KVX_KEEP},
-    {"PLANES", KVX_RIGHT, KVX_HIDE},  {"IN USE BY", KVX_RIGHT, KVX_KEEP},
+    {"ID", KVX_RIGHT, KVX_KEEP},        {"OWNER", KVX_RIGHT, KVX_KEEP},
+    {"TENANT", KVX_LEFT, KVX_HIDE},     {"NAME", KVX_LEFT, KVX_CUT},
+    {"PUBLISHED", KVX_LEFT, KVX_CUT},   {"KIND", KVX_LEFT, KVX_HIDE},
+    {"GPU", KVX_LEFT, KVX_HIDE},        {"SIZE", KVX_RIGHT, KVX_KEEP},
+    {"PAGES", KVX_RIGHT, KVX_HIDE},     {"ACCESS", KVX_LEFT, KVX_KEEP},
+    {"STATE", KVX_LEFT, KVX_KEEP},      {"PLANES", KVX_RIGHT, KVX_HIDE},
+    {"IN USE BY", KVX_RIGHT, KVX_KEEP},
 };
 
 static void region_row(struct kvx_table *table, struct json_object *r)
@@ -24,6 +25,7 @@ static void region_row(struct kvx_table *table, struct json_object *r)
 	kvx_table_cell(table, "%s", kvx_ctl_dash(kvx_json_str(r, "name")));
 	kvx_table_cell(table, "%s", kvx_ctl_dash(kvx_json_str(r, "published")));
 	kvx_table_cell(table, "%s", kvx_json_str(r, "kind"));
+	kvx_table_cell(table, "%s", kvx_ctl_dash(kvx_json_str(r, "gpu")));
 	kvx_table_cell(table, "%s", kvx_unit_bytes(buf, kvx_json_u64(r, "bytes")));
 	kvx_table_cell(table, "%s", kvx_unit_bytes(buf, kvx_json_u64(r, "page_bytes")));
 	kvx_table_cell(table, "%s", kvx_json_str(r, "access"));

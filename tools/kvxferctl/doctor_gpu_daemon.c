@@ -47,6 +47,13 @@ static void check_device(struct kvx_report *report, struct json_object *row, uns
 				    name, kvx_json_str(row, "device"), kvx_json_str(row, "pci")),
 		    kvx_tool_strdup("see dmesg for the device; when nvidia-smi or rocm-smi "
 				    "finds it well, restart kvxferd"));
+	else if (strcmp(state, "hanging") == 0)
+		kvx_report_add(
+		    report, KVX_FINDING_WARN, "gpu",
+		    kvx_tool_printf("%s (%s %s): %s; other GPUs and host memory do not", name,
+				    kvx_json_str(row, "device"), kvx_json_str(row, "pci"), reason),
+		    kvx_tool_strdup("see dmesg for the device; where the call does not return at "
+				    "all, restart kvxferd, and if that hangs the node"));
 	else if (strcmp(state, "usable") != 0 && n_gpus > 0)
 		kvx_report_add(
 		    report, KVX_FINDING_WARN, "gpu",

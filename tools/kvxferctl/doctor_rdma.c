@@ -325,7 +325,12 @@ static void check_rail(const struct rdma_look *look, struct json_object *rail)
 			    look->report, KVX_FINDING_WARN, "rdma use",
 			    kvx_tool_printf("the daemon does not use %s yet: it waits", name),
 			    kvx_tool_strdup(reason));
-	} else if (strncmp(reason, "left out", 8) == 0)
+	} else if (strcmp(kvx_json_str(rail, "state"), "hanging") == 0)
+		kvx_report_add(look->report, KVX_FINDING_WARN, "rdma use",
+			       kvx_tool_printf("%s: %s", name, reason),
+			       kvx_tool_strdup("see dmesg for the device; where the call does not "
+					       "return at all, restart kvxferd"));
+	else if (strncmp(reason, "left out", 8) == 0)
 		kvx_report_ok(look->report, "rdma use",
 			      kvx_tool_printf("the daemon does not use %s: %s", name, reason));
 	else if (!device_told(look, kvx_json_str(rail, "device")))
