@@ -1,11 +1,14 @@
 /* How fast kvxfer moves GPU memory, against the runtime's own copies of the same blocks.
  *
  * usage: bench_gpu --probe        says which runtime and devices there are; exit status 1: none
- *        bench_gpu SOCKET [MIB]   measures through the daemon there; MIB: bytes of a transfer
+ *        bench_gpu SOCKET [MIB]   measures through the daemon there; MIB: bytes of a transfer;
+ *                                 exit status 3: a target was missed
  *
  * Of each shape: GB/s of one large copy by the runtime, of the blocks copied one by one by the
  * runtime, of kvxfer (from submit to the terminal event), and the ratio of kvxfer to the large
- * copy. Medians. On the stand-in the numbers say nothing about a GPU, and the output says so. */
+ * copy; medians. Between GPUs with the target and whether it is met. On the stand-in the numbers
+ * say nothing about a GPU, nothing is judged, and the output says so. */
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,8 +22,17 @@
 #define RUNS    9
 #define N_PINGS 1000
 
+/* Between GPUs: of one large copy; beside the runtime's copy and the socket's round trip. */
+#define TARGET_BLOCKS       0.95 /* from TARGET_BLOCKS_BYTES on */
+#define TARGET_BLOCKS_BYTES 65536u
+#define TARGET_SMALL        0.6 /* N_SMALL blocks of SMALL_BYTES */
+#define SMALL_BYTES         4096u
+#define N_SMALL             16384u
+#define TARGET_LATENCY_NS   10000.0
+
 static const char *socket_path;
 static uint64_t total_bytes;
+static unsigned n_missed;
 
 static uint64_t now_ns(void)
 {
@@ -260,6 +272,25 @@ static void check_moved(struct measure *m)
 	must(seen == 0x6b ? 0 : -1, "the bytes have not arrived", "");
 }
 
+static const char *judge(bool met)
+{
+	if (test_gpu_is_standin())
+		return "stand-in: not judged";
+	n_missed += !met;
+	return met ? "met" : "MISSED";
+}
+
+static void judge_shape(int from, int to, const struct shape *shape, double ratio)
+{
+	bool is_small = shape->block_bytes == SMALL_BYTES && shape->n_blocks == N_SMALL;
+	double target = is_small ? TARGET_SMALL : TARGET_BLOCKS;
+
+	if (from >= 0 && to >= 0 && (is_small || shape->block_bytes >= TARGET_BLOCKS_BYTES))
+		printf("   >= %.2f: %s", target, judge(ratio >= target));
+	printf("\n");
+	fflush(stdout);
+}
+
 static void run_shape(const char *way, int from, int to, struct shape shape)
 {
 	struct measure m;
@@ -270,16 +301,16 @@ static void run_shape(const char *way, int from, int to, struct shape shape)
 	large = time_median(&m, time_large, RUNS);
 	blocks = time_median(&m, time_blocks, RUNS);
 	ours = time_median(&m, time_kvxfer, RUNS);
-	printf("%-14s %7u x %8llu B %10.2f %10.2f %10.2f %8.3f\n", way, shape.n_blocks,
+	printf("%-14s %7u x %8llu B %10.2f %10.2f %10.2f %8.3f", way, shape.n_blocks,
 	       (unsigned long long)shape.block_bytes, gbps(&shape, large), gbps(&shape, blocks),
 	       gbps(&shape, ours), (double)large / (double)ours);
-	fflush(stdout);
+	judge_shape(from, to, &shape, (double)large / (double)ours);
 	measure_close(&m);
 }
 
 static void run_latency(const char *way, int from, int to)
 {
-	struct shape one = {1, 4096};
+	struct shape one = {1, SMALL_BYTES};
 	struct measure m, host;
 	uint64_t bare, ours, round_trip;
 
@@ -289,8 +320,15 @@ static void run_latency(const char *way, int from, int to)
 	ours = time_median(&m, time_kvxfer, N_PINGS);
 	round_trip = time_median(&host, time_kvxfer, N_PINGS);
 	printf("%-14s 1 x 4 KiB: runtime %.1f us, kvxfer %.1f us, kvxfer between host memory (the "
-	       "round trip) %.1f us\n",
+	       "round trip) %.1f us",
 	       way, (double)bare / 1e3, (double)ours / 1e3, (double)round_trip / 1e3);
+	if (from >= 0 && to >= 0) {
+		double more = (double)ours - (double)bare - (double)round_trip;
+
+		printf("; %.1f us more than both, <= %.0f: %s", more / 1e3, TARGET_LATENCY_NS / 1e3,
+		       judge(more <= TARGET_LATENCY_NS));
+	}
+	printf("\n");
 	measure_close(&m);
 	measure_close(&host);
 }
@@ -305,7 +343,7 @@ static void run_way(const char *way, int from, int to)
 		if (n > 0)
 			run_shape(way, from, to, (struct shape){(uint32_t)n, sizes[i]});
 	}
-	run_shape(way, from, to, (struct shape){16384, 4096});
+	run_shape(way, from, to, (struct shape){N_SMALL, SMALL_BYTES});
 	run_latency(way, from, to);
 }
 
@@ -351,5 +389,7 @@ int main(int argc, char **argv)
 	}
 	run_way("host to gpu0", -1, 0);
 	run_way("gpu0 to host", 0, -1);
-	return 0;
+	if (n_missed > 0)
+		printf("%u target(s) missed\n", n_missed);
+	return n_missed > 0 ? 3 : 0;
 }
