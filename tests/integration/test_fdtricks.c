@@ -91,7 +91,7 @@ Test(fdtricks, every_wrong_fd_is_refused_by_name)
 	cr_expect_eq(offer(&raw, memfd(SEALS, LEN, true), 0, LEN, text, sizeof(text)), KVXFER_OK,
 		     "%s", text);
 	test_raw_close(&raw);
-	test_node_measure(&node, &after);
+	test_node_measure_after(&node, &before, &after);
 	cr_assert_eq(after.regions, 0);
 	cr_assert_eq(after.fds, before.fds, "fds: %ld before, %ld after", before.fds, after.fds);
 	test_node_fini(&node);
@@ -152,7 +152,7 @@ Test(fdtricks, too_many_fds_close_the_connection_and_leak_nothing)
 		cr_assert(test_raw_closed(&raw, 5000));
 		test_raw_close(&raw);
 	}
-	test_node_measure(&node, &after);
+	test_node_measure_after(&node, &before, &after);
 	cr_assert_eq(after.fds, before.fds);
 	test_node_fini(&node);
 }

@@ -16,6 +16,7 @@
 
 #define EXIT_SKIPPED    77
 #define DEFAULT_TIMEOUT 60
+#define SLOWER          3 /* how much more time a test has: ThreadSanitizer costs as much */
 
 extern struct criterion_test *__start_cr_tst[] __attribute__((weak, visibility("hidden")));
 extern struct criterion_test *__stop_cr_tst[] __attribute__((weak, visibility("hidden")));
@@ -76,7 +77,7 @@ void cri_asserts_passed_incr(void)
 static void test_run_child(const struct criterion_test *test, unsigned timeout_s)
 {
 	current = test;
-	alarm(timeout_s);
+	alarm(SLOWER * timeout_s);
 	test->test();
 	exit(has_failed ? 1 : test->data->exit_code);
 }

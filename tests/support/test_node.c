@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <json-c/json.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -325,13 +326,37 @@ static void read_maps(pid_t pid, struct test_node_base *base)
 	fclose(f);
 }
 
-void test_node_measure(const struct test_node *node, struct test_node_base *out_base)
+/* Connections that have just ended are closed a little later: until two looks 50 ms apart find the
+ * same, and no more than `most`. */
+static long settled_fds(pid_t pid, long most)
+{
+	long end = now_ms() + 3000, fds = test_count_fds(pid), before;
+
+	do {
+		before = fds;
+		sleep_ms(50);
+		fds = test_count_fds(pid);
+	} while ((fds != before || fds > most) && now_ms() < end);
+	return fds;
+}
+
+static void measure(const struct test_node *node, long most_fds, struct test_node_base *out_base)
 {
 	/* The asking client is one of the clients and is still there while it asks. */
 	out_base->clients = test_node_wait_number(node, "status", "clients", 1, 3000);
 	out_base->regions = test_node_number(node, "status", "regions");
 	out_base->transfers = test_node_number(node, "status", "transfers");
-	sleep_ms(50);
-	out_base->fds = test_count_fds(node->pid);
+	out_base->fds = settled_fds(node->pid, most_fds);
 	read_maps(node->pid, out_base);
+}
+
+void test_node_measure(const struct test_node *node, struct test_node_base *out_base)
+{
+	measure(node, LONG_MAX, out_base);
+}
+
+void test_node_measure_after(const struct test_node *node, const struct test_node_base *before,
+			     struct test_node_base *out_base)
+{
+	measure(node, before->fds, out_base);
 }

@@ -55,6 +55,9 @@ struct test_node_base {
 	int64_t clients, regions, transfers;
 };
 void test_node_measure(const struct test_node *node, struct test_node_base *out_base);
+/* After it: gives the daemon up to 3 s to close what it has more fds than before for. */
+void test_node_measure_after(const struct test_node *node, const struct test_node_base *before,
+			     struct test_node_base *out_base);
 long test_count_fds(pid_t pid); /* open in a process */
 
 #endif

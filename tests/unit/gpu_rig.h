@@ -33,7 +33,9 @@ struct rig {
 	struct kvx_ep *ep;
 };
 
-static inline void rig_open_as(struct rig *r, uint32_t caps, int gather)
+/* call_timeout_ms: for tests of what does not wait for a call. */
+static inline void rig_open_patient(struct rig *r, uint32_t caps, int gather,
+				    uint32_t call_timeout_ms)
 {
 	struct kvx_why why = {""};
 	uint8_t addr[KVX_TRANSPORT_ADDR_MAX];
@@ -44,13 +46,18 @@ static inline void rig_open_as(struct rig *r, uint32_t caps, int gather)
 	r->conf.gpu = (struct kvx_gpu_conf){.runtime = "auto",
 					    .streams = 3,
 					    .gather_max_bytes = gather,
-					    .call_timeout_ms = 200,
+					    .call_timeout_ms = call_timeout_ms,
 					    .fence_timeout_ms = 200};
 	cr_assert_eq(T->probe(&r->conf, r->rails, FAKE_DEVICES, &why), FAKE_DEVICES, "%s",
 		     why.text);
 	r->conf.rail = &r->rails[0];
 	cr_assert_eq(T->open(&r->conf, &r->dom, &r->limits, &why), 0, "%s", why.text);
 	cr_assert_eq(T->listen(r->dom, 0, &r->ep, addr, &addr_len), 0);
+}
+
+static inline void rig_open_as(struct rig *r, uint32_t caps, int gather)
+{
+	rig_open_patient(r, caps, gather, 200);
 }
 
 static inline void rig_close(struct rig *r)

@@ -300,7 +300,7 @@ static void wire_turn(struct peer_rig *rig)
 /* time */
 
 /* Sockets are real: what is on its way in the kernel needs a moment of real time. */
-void rig_turn(struct peer_rig *rig)
+void rig_turn_still(struct peer_rig *rig)
 {
 	const struct timespec moment = {.tv_nsec = 20000};
 
@@ -316,6 +316,11 @@ void rig_turn(struct peer_rig *rig)
 		if (!any)
 			break;
 	}
+}
+
+void rig_turn(struct peer_rig *rig)
+{
+	rig_turn_still(rig);
 	kvx_fake_advance(&rig->script, TURN_NS);
 }
 

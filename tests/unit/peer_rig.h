@@ -86,13 +86,18 @@ void rig_close_side(struct rig_side *side) KVX_ON_LOOP; /* and waits */
 void rig_stop(struct peer_rig *rig) KVX_ON_LOOP;        /* checks that nothing is left */
 
 void rig_turn(struct peer_rig *rig) KVX_ON_LOOP;
+void rig_turn_still(struct peer_rig *rig) KVX_ON_LOOP;        /* virtual time stands */
 void rig_pass(struct peer_rig *rig, uint64_t ms) KVX_ON_LOOP; /* so much virtual time */
-/* Turns until cond, at most so much virtual time; the value of cond then. */
+/* Turns until cond, at most so much virtual time; the value of cond then. What the kernel has not
+ * carried by then has a second of real time more, in which virtual time stands. */
 #define RIG_UNTIL(rig, cond, ms)                                                                   \
 	({                                                                                         \
 		uint64_t end_ = (rig)->script.now_ns + (ms)*KVX_MS;                                \
 		while (!(cond) && (rig)->script.now_ns < end_)                                     \
 			rig_turn(rig);                                                             \
+		uint64_t real_ = kvx_now_ns() + KVX_SEC;                                           \
+		while (!(cond) && kvx_now_ns() < real_)                                            \
+			rig_turn_still(rig);                                                       \
 		(cond);                                                                            \
 	})
 

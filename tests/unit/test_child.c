@@ -76,7 +76,7 @@ Test(child, ends_as_it_ends)
 	ask(crashes, 5000);
 	cr_assert_eq(child.end, KVX_CHILD_CRASHED);
 	cr_assert_eq(child.number, SIGSEGV);
-	cr_assert_str_eq(ask(hangs, 100), "first\n");
+	cr_assert_str_eq(ask(hangs, 1000), "first\n");
 	cr_assert_eq(child.end, KVX_CHILD_HUNG);
 	cr_assert_str_eq(child.left, "");
 	cr_assert_eq(waitpid(-1, NULL, WNOHANG), -1, "none is left");

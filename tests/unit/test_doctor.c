@@ -121,7 +121,7 @@ Test(doctor, a_hanging_provider_is_given_up)
 	struct node node;
 
 	node_init(&node, "hang");
-	node.places.limit_ms = 300;
+	node.places.limit_ms = 1000;
 	node_look(&node, NULL);
 	cr_assert_not_null(
 	    test_find(&node.report, KVX_FINDING_FAIL, "libibverbs does not return at rdma0"));

@@ -395,10 +395,11 @@ Test(fabric_bounce, a_sleeper_wakes_for_copies_and_does_not_spin)
 	gpu_pair_open_default(&g, false, true);
 	op = gpu_op(&g, KVX_OP_WRITE, 0, 0, 4096);
 	run_ops(&g.p, &op, 1); /* all is there now */
-	fake_hold_ms(&g.gb, 50);
+	fake_hold(&g.gb);
 	cr_assert_eq(T->post(g.p.a.ep, &op, 1), 1);
 	PUMP_UNTIL(&g.p, g.gb.n_out == 1);
 	g.gb.n_polls = 0;
+	fake_hold_ms(&g.gb, 50);
 	for (uint64_t end = kvx_now_ns() + 10 * KVX_SEC; g.p.a.n_done < 2; n++) {
 		cr_assert_lt(kvx_now_ns(), end, "nobody wakes");
 		cr_assert(sleep_and_pump(&g.p.b, 1000), "nothing wakes it");

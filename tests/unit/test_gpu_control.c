@@ -96,6 +96,17 @@ static void call_let_go(struct test_call *t)
 	sleep_ms(20); /* the thread is out of it */
 }
 
+/* The thread has said that it has returned. */
+static void call_wait_ended(struct test_call *t)
+{
+	int n_ended = 0;
+
+	while (n_ended == 0) {
+		sleep_ms(1);
+		cr_assert_eq(sem_getvalue(&t->call.done, &n_ended), 0);
+	}
+}
+
 static int call(struct test_call *t, uint64_t timeout_ms)
 {
 	return gpu_control_call(t->control, &t->call, timeout_ms * KVX_MS);
@@ -139,10 +150,10 @@ Test(gpu_control, call_that_does_not_come_to_its_turn_is_its_callers_again)
 Test(gpu_control, call_has_its_whole_time_from_its_begin)
 {
 	setup();
-	call_init(&first, control, 600);
-	call_init(&second, control, 600);
+	call_init(&first, control, 1500);
+	call_init(&second, control, 1500);
 	call_start(&first, 20000);
-	cr_assert_eq(call(&second, 1000), 0);
+	cr_assert_eq(call(&second, 2500), 0);
 	cr_assert_eq(call_join(&first), 0);
 	teardown();
 }
@@ -214,11 +225,11 @@ Test(gpu_control, long_calls_are_in_the_way_of_no_short_ones)
 Test(gpu_control, short_call_that_waits_in_the_driver_for_a_long_one_does_not_hang)
 {
 	setup();
-	call_init(&first, slow, 500);
+	call_init(&first, slow, 1500);
 	call_init(&second, control, 0);
 	second.behind = &first;
 	call_start(&first, 20000);
-	cr_assert_eq(call(&second, 100), 0);
+	cr_assert_eq(call(&second, 400), 0);
 	cr_assert_eq(call_join(&first), 0);
 	teardown();
 }
@@ -242,7 +253,7 @@ Test(gpu_control, short_call_that_hangs_is_found_out_beside_long_ones)
 	call_init(&second, control, -1);
 	cr_assert_eq(pthread_create(&thread, NULL, long_calls_main, NULL), 0);
 	sleep_ms(20);
-	cr_assert_eq(call(&second, 100), -ETIMEDOUT);
+	cr_assert_eq(call(&second, 400), -ETIMEDOUT);
 	enough = true;
 	pthread_join(thread, NULL);
 	call_let_go(&second);
@@ -256,7 +267,7 @@ Test(gpu_control, long_calls_wait_for_each_other)
 	call_init(&second, slow, 0);
 	call_init(&third, slow, 0);
 	call_start(&first, 20000);
-	cr_assert_eq(call(&second, 50), 0);
+	cr_assert_eq(call(&second, 200), 0);
 	cr_assert_eq(call_join(&first), 0);
 	call_init(&first, slow, -1);
 	call_start(&first, 100);
@@ -285,9 +296,7 @@ Test(gpu_control, who_looks_now_and_then_may_leave_at_any_time)
 
 	call_init(&third, control, 0);
 	cr_assert_eq(gpu_control_begin(control, &third.call, 20 * KVX_SEC), 0);
-	while (!third.returned)
-		sleep_ms(1);
-	sleep_ms(20); /* the thread is out of it */
+	call_wait_ended(&third);
 	cr_assert(gpu_control_leave(&third.call), "it has returned");
 	cr_assert_eq(third.late, 0);
 	call_init(&third, control, 0);

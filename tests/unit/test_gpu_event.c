@@ -24,7 +24,7 @@ static void sleep_ms(long ms)
 
 static void setup(void)
 {
-	rig_open_as(&r, 0, 0);
+	rig_open_patient(&r, 0, 0, 2000); /* who waits for a call waits as long */
 	n_events = fake.n_events;
 }
 
@@ -93,7 +93,6 @@ Test(gpu_event, is_opened_asked_and_closed)
 	teardown();
 }
 
-/* call_timeout_ms is 200 in the rig. */
 Test(gpu_event, open_behind_a_call_that_hangs_is_to_be_tried_again)
 {
 	struct kvx_gpu_event *event, *later;
@@ -109,7 +108,7 @@ Test(gpu_event, open_behind_a_call_that_hangs_is_to_be_tried_again)
 	cr_assert_eq(gpu_event_open_ipc(r.dom, ipc, &later), 0);
 	cr_assert_eq(gpu_event_ready_ipc(event), 0);
 	gpu_event_close_ipc(later);
-	cr_assert_lt(kvx_now_ns() - begin, 100 * KVX_MS, "it has waited");
+	cr_assert_lt(kvx_now_ns() - begin, KVX_SEC, "it has waited");
 	cr_assert_eq(until_ready(event), -EBUSY, "it was not even begun");
 	pthread_join(thread, NULL);
 	cr_assert_eq(gpu_event_open_ipc(r.dom, ipc, &event), -EBUSY, "at once");
@@ -149,7 +148,7 @@ Test(gpu_event, close_waits_for_neither_its_own_opening_nor_others)
 	uint64_t begin = kvx_now_ns();
 	gpu_event_close_ipc(event);
 	gpu_event_close_ipc(open);
-	cr_assert_lt(kvx_now_ns() - begin, 100 * KVX_MS, "it has waited");
+	cr_assert_lt(kvx_now_ns() - begin, KVX_SEC, "it has waited");
 	cr_assert_gt(fake.n_events, n_events);
 	fake.hang[FAKE_EVENT_OPEN] = false;
 	teardown();

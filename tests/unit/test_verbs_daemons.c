@@ -390,7 +390,7 @@ static void on_mark(struct verbs_daemons *d, char what)
 static void tune(struct kvx_config *config, unsigned i)
 {
 	config->heartbeat_ms = 200;
-	config->lost_ms = 1000;
+	config->lost_ms = 5000;
 	config->reconnect_min_ms = 20;
 	config->reconnect_max_ms = 200;
 	config->fence_bound_ms = 500;
