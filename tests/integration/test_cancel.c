@@ -97,9 +97,9 @@ static void streaming_deadline(bool cross)
 	t.tag = 5;
 	cr_assert_eq(kvxfer_transfer_submit(p.prefill.client, &t, &id), 0);
 	cr_assert_eq(kvxfer_transfer_append(p.prefill.client, id, &everything, NULL), 0);
-	ev = test_wait(&p.prefill, KVXFER_EVENT_TERMINAL, id, 3000);
+	ev = test_wait(&p.prefill, KVXFER_EVENT_TERMINAL, id, WAIT_MS);
 	cr_assert_eq(ev.status, KVXFER_DEADLINE, "%s", ev.text);
-	ev = test_wait(&p.decode, KVXFER_EVENT_ARRIVAL, 5, 3000);
+	ev = test_wait(&p.decode, KVXFER_EVENT_ARRIVAL, 5, WAIT_MS);
 	cr_assert_eq(ev.status, KVXFER_DEADLINE, "the other engine hears %s",
 		     kvxfer_status_name(ev.status));
 	pair_close(&p);
@@ -142,7 +142,7 @@ static void unregister_under_load(bool cross)
 	ev = test_wait(&p.prefill, KVXFER_EVENT_IMPORT_LOST, 0, WAIT_MS);
 	cr_assert_eq(ev.import_, p.to_decode);
 	cr_assert_eq(
-	    test_node_wait_number(pair_node(&p, 1), "status", "regions", cross ? 0 : 1, 2000),
+	    test_node_wait_number(pair_node(&p, 1), "status", "regions", cross ? 0 : 1, WAIT_MS),
 	    cross ? 0 : 1);
 	pair_close(&p);
 }

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <time.h>
@@ -21,6 +22,14 @@ static void sleep_ms(long ms)
 	struct timespec ts = {ms / 1000, ms % 1000 * 1000000};
 
 	nanosleep(&ts, NULL);
+}
+
+static long now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
 }
 
 static void write_file(const char *path, const char *text)
@@ -176,7 +185,7 @@ Test(daemon, sigterm_ends_what_is_left_and_exits_zero)
 	t = pair_write(&p);
 	t.streaming = 1;
 	cr_assert_eq(kvxfer_transfer_submit(p.prefill.client, &t, &id), 0);
-	cr_assert_eq(test_node_wait_number(&p.node[0], "status", "transfers", 1, 2000), 1);
+	cr_assert_eq(test_node_wait_number(&p.node[0], "status", "transfers", 1, WAIT_MS), 1);
 	test_node_stop(&p.node[0]);
 	ev = test_wait(&p.prefill, KVXFER_EVENT_TERMINAL, id, WAIT_MS);
 	cr_assert_neq(ev.status, KVXFER_OK);
@@ -186,48 +195,83 @@ Test(daemon, sigterm_ends_what_is_left_and_exits_zero)
 	test_node_fini(&p.node[0]);
 }
 
+/* The harness has no way to say --config: starts it by hand, and gives a client when it answers. */
+static struct kvxfer_client *start_with_config(struct test_node *node, const char *dir,
+					       const char *config)
+{
+	struct kvxfer_client_options opt = {
+	    .struct_bytes = sizeof(opt), .name = "reload", .timeout_ms = WAIT_MS};
+	struct kvxfer_client *client = NULL;
+	long end = now_ms() + 2 * WAIT_MS;
+	char set[128];
+	int rc;
+
+	memset(node, 0, sizeof(*node));
+	snprintf(node->dir, sizeof(node->dir), "%s", dir);
+	snprintf(node->socket, sizeof(node->socket), "%s/kvxferd.sock", dir);
+	snprintf(node->log, sizeof(node->log), "%s/log", dir);
+	snprintf(set, sizeof(set), "daemon.node_id_file=%s/node-id", dir);
+	node->pid = fork();
+	if (node->pid == 0) {
+		int fd = open(node->log, O_WRONLY | O_CREAT | O_APPEND, 0600);
+
+		dup2(fd, STDERR_FILENO);
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		execl(getenv("KVXFERD"), "kvxferd", "--config", config, "--socket", node->socket,
+		      "--listen", "127.0.0.1:0", "--set", set, NULL);
+		_exit(127);
+	}
+	opt.socket_path = node->socket;
+	while ((rc = kvxfer_client_open(&opt, &client)) != 0 && now_ms() < end)
+		sleep_ms(10);
+	cr_assert_eq(rc, 0, "no answer from kvxferd: %s", kvxfer_open_error());
+	return client;
+}
+
+static bool log_says(const struct test_node *node, const char *words)
+{
+	char line[512];
+	bool found = false;
+	FILE *f = fopen(node->log, "re");
+
+	cr_assert_neq(f, NULL);
+	while (!found && fgets(line, sizeof(line), f) != NULL)
+		found = strstr(line, words) != NULL;
+	fclose(f);
+	return found;
+}
+
 Test(daemon, sighup_reloads_what_can_be)
 {
 	struct test_node node;
 	char dir[] = "/tmp/kvxfer-test-XXXXXX";
-	char path[64], set[128];
+	char path[64];
 	struct kvxfer_client *client;
 	struct kvxfer_region *region = NULL;
+	long end;
+	int rc;
 
 	cr_assert_neq(mkdtemp(dir), NULL);
 	snprintf(path, sizeof(path), "%s/c.conf", dir);
 	write_file(path, "[limits]\nregions_per_client = 1\n");
-	/* The harness has no way to say --config: start by hand. */
-	memset(&node, 0, sizeof(node));
-	snprintf(node.dir, sizeof(node.dir), "%s", dir);
-	snprintf(node.socket, sizeof(node.socket), "%s/kvxferd.sock", dir);
-	snprintf(node.log, sizeof(node.log), "%s/log", dir);
-	snprintf(set, sizeof(set), "daemon.node_id_file=%s/node-id", dir);
-	node.pid = fork();
-	if (node.pid == 0) {
-		int fd = open(node.log, O_WRONLY | O_CREAT | O_APPEND, 0600);
-
-		dup2(fd, STDERR_FILENO);
-		execl(getenv("KVXFERD"), "kvxferd", "--config", path, "--socket", node.socket,
-		      "--listen", "127.0.0.1:0", "--set", set, NULL);
-		_exit(127);
-	}
-	for (int i = 0; i < 1000 && access(node.socket, F_OK) != 0; i++)
-		sleep_ms(10);
-	sleep_ms(50);
-	client = test_node_client(&node, "reload");
+	client = start_with_config(&node, dir, path);
 	cr_assert_eq(kvxfer_region_alloc(client, 4096, NULL, &region), 0);
 	cr_assert_eq(kvxfer_region_alloc(client, 4096, NULL, &region), -EDQUOT);
 	write_file(path, "[limits]\nregions_per_client = 3\n");
 	test_node_signal(&node, SIGHUP);
-	sleep_ms(200);
-	cr_assert_eq(kvxfer_region_alloc(client, 4096, NULL, &region), 0, "%s",
-		     kvxfer_client_error(client));
+	end = now_ms() + WAIT_MS;
+	while ((rc = kvxfer_region_alloc(client, 4096, NULL, &region)) == -EDQUOT && now_ms() < end)
+		sleep_ms(10);
+	cr_assert_eq(rc, 0, "%s", kvxfer_client_error(client));
 	write_file(path, "[limits]\nregions_per_client = lots\n");
 	test_node_signal(&node, SIGHUP);
-	sleep_ms(200);
+	end = now_ms() + WAIT_MS;
+	while (!log_says(&node, "the configuration stays as it is") && now_ms() < end)
+		sleep_ms(10);
+	cr_assert(log_says(&node, "the configuration stays as it is"));
 	cr_assert_eq(kvxfer_region_alloc(client, 4096, NULL, &region), 0,
 		     "a bad file must change nothing: %s", kvxfer_client_error(client));
+	cr_assert_eq(kvxfer_region_alloc(client, 4096, NULL, &region), -EDQUOT);
 	kvxfer_client_close(client);
 	test_node_fini(&node);
 }

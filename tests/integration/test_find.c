@@ -374,7 +374,7 @@ Test(find, label_is_shown_on_the_other_node_while_it_runs)
 	t.import_ = find_ok("x");
 	t.ops = &ops; /* its first byte announces it */
 	cr_assert_eq(kvxfer_transfer_submit(scene.here.client, &t, NULL), 0);
-	for (int i = 0; i < 100; i++) {
+	for (int i = 0; i < WAIT_MS / 20; i++) {
 		ctl(&scene.node[1], "transfers", out, sizeof(out));
 		if (strstr(out, "request 8") != NULL)
 			break;
