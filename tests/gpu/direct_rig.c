@@ -2,6 +2,7 @@
 #include "direct_rig.h"
 
 #include <criterion/criterion.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,8 +27,8 @@ static void daemons_exec(const struct direct_rig *d, const char *transports, int
 {
 	char mark[16], ack[16];
 
-	close(d->mark_fd);
-	close(d->ack_fd);
+	if (fcntl(mark_fd, F_SETFD, 0) < 0 || fcntl(ack_fd, F_SETFD, 0) < 0)
+		_exit(126);
 	if (transports != NULL)
 		setenv("KVX_DIRECT_TRANSPORTS", transports, 1);
 	snprintf(mark, sizeof(mark), "%d", mark_fd);
@@ -49,7 +50,7 @@ bool direct_start(struct direct_rig *d, const char *transports, const char *mark
 	standin_create(2, RIG_VRAM);
 	strcpy(d->dir, DIR);
 	cr_assert_neq(mkdtemp(d->dir), NULL);
-	cr_assert(pipe(mark_fds) == 0 && pipe(ack_fds) == 0);
+	cr_assert(pipe2(mark_fds, O_CLOEXEC) == 0 && pipe2(ack_fds, O_CLOEXEC) == 0);
 	d->mark_fd = mark_fds[1];
 	d->ack_fd = ack_fds[0];
 	for (unsigned i = 0; i < 2; i++)

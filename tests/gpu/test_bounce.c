@@ -13,6 +13,8 @@
 #define N_BLOCKS 64
 #define N_PLANES 4
 #define KIB      1024u
+#define MIB      (1024u * KIB)
+#define IDLE_MS  5000 /* within which a daemon gives back what nobody uses */
 
 /* Two nodes: prefill is on the first, decode on the second. */
 static struct test_node near_node, far_node;
@@ -109,6 +111,28 @@ static void move_blocks(int op, uint32_t n)
 	gpu_engine_expect(&decode, 1, to, from, n);
 }
 
+/* Buffers and copiers go after the region, one after the other: when three looks find the same, and
+ * no buffers. */
+static void measure_idle(const struct test_node *node, struct rig_base *out_base)
+{
+	const struct standin_process *now = &out_base->daemon;
+	long end = rig_now_ms() + IDLE_MS;
+	struct standin_process before;
+
+	rig_measure(node, out_base);
+	for (unsigned n_same = 0; n_same < 3 && rig_now_ms() < end;) {
+		before = *now;
+		rig_sleep_ms(50);
+		rig_measure(node, out_base);
+		if (now->host_bytes < MIB && now->host_bytes == before.host_bytes &&
+		    now->n_streams == before.n_streams && now->n_events == before.n_events)
+			n_same++;
+		else
+			n_same = 0;
+	}
+	cr_assert_lt(now->host_bytes, MIB, "buffers are kept without regions");
+}
+
 /* Once around, so that what stays (lanes, their connections) is there: the base. */
 static bool begin(const char *const *sets, bool standin_only)
 {
@@ -123,10 +147,8 @@ static bool begin(const char *const *sets, bool standin_only)
 		const struct test_node *node = i == 0 ? &near_node : &far_node;
 		cr_assert_eq(test_node_wait_number(node, "status", "regions", 0, RIG_WAIT_MS), 0);
 	}
-	rig_sleep_ms(200); /* buffers go after the region */
-	rig_measure(&near_node, &near_base);
-	rig_measure(&far_node, &far_base);
-	cr_assert_lt(near_base.daemon.host_bytes, 1u << 20, "buffers are kept without regions");
+	measure_idle(&near_node, &near_base);
+	measure_idle(&far_node, &far_base);
 	return true;
 }
 
@@ -254,6 +276,35 @@ static uint64_t submit_all(int op)
 	return id;
 }
 
+static uint64_t moved_by(const struct test_node *node)
+{
+	struct standin_process daemon;
+
+	return standin_process(node->pid, &daemon) ? daemon.bytes : 0;
+}
+
+/* A transfer that device 0 (the first node's) or 1 (the second's) has begun to copy and cannot end:
+ * its streams stand still from now on, with half of the bytes or more to go. What a stream is at is
+ * still done. */
+static uint64_t submit_and_stall(int op, unsigned dev)
+{
+	const struct test_node *node = dev == 0 ? &near_node : &far_node;
+	long end = rig_now_ms() + RIG_WAIT_MS;
+
+	for (;;) {
+		uint64_t before = moved_by(node), id = submit_all(op);
+
+		while (moved_by(node) == before && rig_now_ms() < end)
+			rig_sleep_ms(1);
+		standin_stall(dev, true);
+		if (moved_by(node) > before && moved_by(node) - before <= decode.e.bytes / 2)
+			return id;
+		cr_assert_lt(rig_now_ms(), end, "no transfer is seen in its middle");
+		standin_stall(dev, false);
+		test_wait(submitter(op), KVXFER_EVENT_TERMINAL, id, RIG_WAIT_MS);
+	}
+}
+
 /* After its terminal event a cancelled transfer changes nothing any more. */
 Test(gpu_bounce, cancelled_transfers_end_and_nothing_lands_after, .timeout = 120)
 {
@@ -327,13 +378,13 @@ Test(gpu_bounce, a_daemon_that_is_killed_ends_the_others_transfers, .timeout = 1
 {
 	if (!begin(plain, true))
 		return;
-	standin_set_delay(300, 1500, 3);
+	standin_set_delay(3000, 6000, 3);
 	open_engines(0, 1, 1, 16 * KIB);
-	uint64_t id = submit_all(KVXFER_READ); /* decode's daemon is the one that lives */
-	rig_sleep_ms(8);
+	uint64_t id = submit_and_stall(KVXFER_READ, 0); /* decode's daemon is the one that lives */
 	test_node_signal(&near_node, SIGKILL);
 	struct test_event ev = test_wait(&decode.e, KVXFER_EVENT_TERMINAL, id, RIG_WAIT_MS);
 	cr_assert_neq(ev.status, KVXFER_OK);
+	standin_stall(0, false);
 	standin_set_delay(0, 0, 0);
 	memset(decode.e.data, 0x42, decode.e.bytes);
 	gpu_engine_put(&decode);
@@ -348,19 +399,19 @@ Test(gpu_bounce, a_daemon_that_is_killed_ends_the_others_transfers, .timeout = 1
 	end();
 }
 
-/* The source's device is lost in the middle: that transfer ends so, host memory goes on. */
+/* A device is lost in the middle: that transfer ends so, host memory goes on. */
 static void lose_device_in_the_middle(unsigned dev, int op)
 {
 	if (!begin(quick, true))
 		return;
-	standin_set_delay(300, 1500, 3);
+	standin_set_delay(3000, 6000, 3);
 	open_engines(0, 1, 1, 16 * KIB);
-	uint64_t id = submit_all(op);
-	rig_sleep_ms(8);
+	uint64_t id = submit_and_stall(op, dev);
 	standin_lose(dev, STANDIN_LAUNCH_FAILURE);
 	struct test_event ev = test_wait(submitter(op), KVXFER_EVENT_TERMINAL, id, RIG_WAIT_MS);
 	cr_assert_neq(ev.status, KVXFER_OK);
 	fprintf(stderr, "# ended with %s: %s\n", kvxfer_status_name(ev.status), ev.text);
+	standin_stall(dev, false);
 	standin_set_delay(0, 0, 0);
 	(dev == 0 ? &prefill : &decode)->n_segments = 0; /* nothing there can be freed */
 	close_engines();

@@ -49,10 +49,12 @@ Test(standin, copies_land_later_and_in_order)
 	test_gpu_fill(c, 3, MIB);
 	stream = test_gpu_stream(0);
 	standin_set_delay(20000, 20000, 1);
+	standin_stall(0, true); /* however long the looks below take */
 	cr_assert_eq(test_gpu_try_copy(b, a, MIB, stream), 0);
 	cr_assert_eq(test_gpu_try_copy(c, b, MIB, stream), 0);
 	cr_assert_eq(test_gpu_stream_query(stream), TEST_GPU_NOT_READY);
 	cr_assert(all_are(b, 2, MIB), "it landed at once");
+	standin_stall(0, false);
 	cr_assert_eq(test_gpu_stream_sync(stream), 0);
 	cr_assert(all_are(c, 1, MIB), "the second copy was first");
 	test_gpu_stream_end(stream);

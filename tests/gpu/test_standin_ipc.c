@@ -1,6 +1,8 @@
 /* The stand-in for a GPU runtime between processes: memory and events of one that another uses, and
  * what is left of one that ended. The others are forked before this one uses a GPU. */
 #include <criterion/criterion.h>
+#include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
@@ -34,8 +36,8 @@ static struct holder holder_start(void (*body)(int in, int out))
 	struct holder h;
 	int to[2], from[2];
 
-	cr_assert_eq(pipe(to), 0);
-	cr_assert_eq(pipe(from), 0);
+	cr_assert_eq(pipe2(to, O_CLOEXEC), 0);
+	cr_assert_eq(pipe2(from, O_CLOEXEC), 0);
 	h.pid = fork();
 	if (h.pid == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -259,10 +261,22 @@ Test(standin, a_hidden_device_is_not_counted_and_the_rest_is_numbered_anew)
 	node_close();
 }
 
+/* Lets the streams of device 1 go on once something was noted. */
+static void *let_go_main(void *arg)
+{
+	(void)arg;
+	for (int i = 0; i < 5000 && standin_n_violations() == 0; i++)
+		sleep_ms(1);
+	standin_stall(1, false);
+	return NULL;
+}
+
+/* The close waits for the copy, which waits for the word that it was noted. */
 Test(standin, closing_a_mapping_under_a_copy_is_noted)
 {
 	uint8_t handle[TEST_GPU_HANDLE_BYTES];
 	void *ptr = NULL, *own, *stream;
+	pthread_t let_go;
 	struct holder h;
 
 	node_open();
@@ -270,9 +284,11 @@ Test(standin, closing_a_mapping_under_a_copy_is_noted)
 	own = test_gpu_alloc(1, MIB);
 	stream = test_gpu_stream(1);
 	cr_assert_eq(test_gpu_ipc_open(handle, &ptr), 0);
-	standin_set_delay(100000, 100000, 1);
+	standin_stall(1, true);
 	cr_assert_eq(test_gpu_try_copy(own, ptr, MIB, stream), 0);
+	cr_assert_eq(pthread_create(&let_go, NULL, let_go_main, NULL), 0);
 	cr_assert_eq(test_gpu_ipc_close(ptr), 0);
+	pthread_join(let_go, NULL);
 	cr_assert_eq(standin_n_violations(), 1);
 	standin_forgive();
 	holder_end(&h, 0);

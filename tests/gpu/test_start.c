@@ -103,15 +103,16 @@ Test(gpu_start, a_runtime_that_hangs_is_not_loaded)
 Test(gpu_start, a_start_that_waits_for_a_runtime_ends_at_once)
 {
 	const char *bin = getenv("KVXFERD");
+	char name[64];
 	long begin;
 	int status = 0;
 
+	snprintf(name, sizeof(name), "@kvxfer-test-start-%d", (int)getpid());
 	setenv("KVX_TEST_BROKEN_GPU", "hang", 1);
 	setenv("LD_LIBRARY_PATH", getenv("KVX_TEST_BROKEN_DIR"), 1);
 	pid_t pid = fork();
 	if (pid == 0) {
-		execl(bin, bin, "--socket", "@kvxfer-test-start", "--set", "peer.enable=false",
-		      (char *)NULL);
+		execl(bin, bin, "--socket", name, "--set", "peer.enable=false", (char *)NULL);
 		_exit(127);
 	}
 	rig_sleep_ms(1000);
