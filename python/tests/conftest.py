@@ -1,6 +1,7 @@
-"""Real daemons for the tests. KVXFERD names the daemon; else one is looked for in build folders
-beside the repository."""
+"""Real daemons for the tests, and engines on them. KVXFERD names the daemon; else one is looked for
+in build folders beside the repository."""
 
+import ctypes
 import os
 import pathlib
 import shutil
@@ -13,7 +14,10 @@ import pytest
 
 import kvxfer
 
+pytest.register_assert_rewrite("pd_ranks")
+
 START_S = 30.0
+PR_SET_THP_DISABLE, PR_GET_THP_DISABLE = 41, 42
 
 
 def find_daemon():
@@ -72,6 +76,28 @@ class Node:
         shutil.rmtree(self.dir)
 
 
+def anonymous_bytes(pid):
+    """Memory of a process that is neither shared nor a file's, counted page by page: the sums in
+    /proc/PID/status lack up to some MiB, as each CPU adds its part late."""
+    fields = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text().split()
+    return int(fields[fields.index("Anonymous:") + 1]) * 1024
+
+
+@pytest.fixture
+def small_pages():
+    """No huge pages, here and in the daemons that are started: the kernel may join small ones at
+    any time, and 2 MiB count as used where a few KiB are."""
+    libc = ctypes.CDLL(None)
+
+    def prctl(what, value=0):
+        return libc.prctl(what, *map(ctypes.c_ulong, (value, 0, 0, 0)))
+
+    before = prctl(PR_GET_THP_DISABLE)
+    assert prctl(PR_SET_THP_DISABLE, 1) == 0
+    yield
+    prctl(PR_SET_THP_DISABLE, before)
+
+
 @pytest.fixture(scope="session")
 def shared_node():
     node = Node()
@@ -124,3 +150,34 @@ def pair(shared_node):
     pair = Pair(shared_node)
     yield pair
     pair.close()
+
+
+@pytest.fixture(scope="module")
+def other_node():
+    node = Node()
+    yield node
+    node.stop()
+
+
+@pytest.fixture(params=["one node", "two nodes"])
+def nodes(request, shared_node, other_node):
+    return (shared_node, shared_node if request.param == "one node" else other_node)
+
+
+@pytest.fixture
+def engines(nodes):
+    """Makes pairs of engines of kvxfer.pd and closes them."""
+    from pd_ranks import Engine
+
+    made = []
+
+    def make(src=None, dst=None, **both):
+        pair = []
+        for node, name, own in ((nodes[0], "prefill", src), (nodes[1], "decode", dst)):
+            pair.append(Engine(node, name, **both, **(own or {})))
+            made.append(pair[-1])
+        return pair
+
+    yield make
+    for engine in made:
+        engine.close()

@@ -7,6 +7,7 @@ import numpy as np
 
 import kvxfer
 from kvxfer import pd
+from kvxfer.pd.source import OPEN
 
 TOKENS = 4  # of a block
 DIM = 8
@@ -114,6 +115,58 @@ def outcome(rank, timeout=20):
     """The next outcome of a rank."""
     [one] = outcomes(rank, 1, timeout).values()
     return one
+
+
+def write(prefill, decode, id, seed, src, dst, *, order="expect first", chunk=None, by_layer=True,
+          skip=0, deadline=20):
+    """One request in WRITE mode on all ranks."""
+    n = len(src)
+    for rank in prefill.ranks:
+        rank.fill(seed, src)
+
+    def expect():
+        for rank in decode.ranks:
+            rank.rank.expect(id, prefill.endpoint, {0: (skip, dst)}, deadline=deadline)
+
+    def offer():
+        for rank in prefill.ranks:
+            offers.append(rank.rank.offer(id, deadline=deadline))
+
+    def add(first, ids):
+        for rank, one in zip(prefill.ranks, offers):
+            layers = len(rank.groups[0].layers)
+            for i in range(layers) if by_layer else (None,):
+                one.add(0, first, ids, layers=None if i is None else range(i, i + 1))
+
+    offers = []
+    if order == "expect first":
+        expect()
+    offer()
+    at = list(range(0, n, chunk or n))
+    for i, first in enumerate(at):
+        if order == "expect between" and i == len(at) // 2:
+            expect()
+        add(first, src[first:first + (chunk or n)])
+    if order == "expect before seal":
+        expect()
+    for one in offers:
+        one.seal()
+    if order == "expect last":
+        expect()
+
+
+def check_ok(engine, role, id, n=1):
+    for rank in engine.ranks:
+        one = outcome(rank)
+        assert (one.role, one.id, one.error) == (role, id, None) and one.ok
+        assert one.blocks == {}
+
+
+def reached(offer):
+    """Whether every rank that an offer goes to has asked and was found: what is added goes there
+    at once."""
+    with offer._hub.lock:
+        return offer.claimed and all(dest.state == OPEN for dest in offer._dests.values())
 
 
 def until(over, timeout=20, what="it"):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import kvxfer
-from conftest import Pair
+from conftest import Pair, anonymous_bytes
 from kvxfer import Blocks, errors
 
 
@@ -104,12 +104,7 @@ def fds():
     return sorted(links)
 
 
-def rss_kib():
-    with open("/proc/self/status") as f:
-        return next(int(line.split()[1]) for line in f if line.startswith("VmRSS"))
-
-
-def test_ten_thousand_transfers_leave_nothing(pair):
+def test_ten_thousand_transfers_leave_nothing(small_pages, pair):
     def run(n):
         for i in range(n // 20):
             batch = [pair.write(Blocks([i % 32], [i % 32]), payload=b"x" * 100) for _ in range(20)]
@@ -120,11 +115,11 @@ def test_ten_thousand_transfers_leave_nothing(pair):
     run(2000)
     assert not pair.prefill.wait(0.001)  # the first thread that sleeps opens a pipe, for good
     gc.collect()
-    before = rss_kib(), fds(), len(gc.get_objects())
+    before = anonymous_bytes("self"), fds(), len(gc.get_objects())
     run(10000)
     gc.collect()
     assert fds() == before[1]
-    assert rss_kib() - before[0] < 1024
+    assert anonymous_bytes("self") - before[0] < 1 << 20
     assert len(gc.get_objects()) - before[2] < 200
     assert pair.prefill._transfers == {} and pair.prefill._backlog == {}
 

@@ -6,7 +6,7 @@ import time
 import tracemalloc
 
 import pytest
-from pd_ranks import TestRank, outcome, outcomes, until
+from pd_ranks import TestRank, outcome, outcomes, reached, until
 
 from kvxfer import errors, pd
 from kvxfer.pd import asks, messages
@@ -411,7 +411,7 @@ def test_a_defect_fails_what_it_hits_and_nothing_else(engines, where):
     prefill, decode = engines("prefill", "decode")
     offer = prefill.rank.offer("hit", deadline=60)
     sink = decode.rank.expect("hit", prefill.endpoint, {0: (0, [1, 2])}, deadline=60)
-    until(lambda: offer.claimed)
+    until(lambda: reached(offer))
     offer.add(0, 0, [1])
     [dest], [src] = offer._dests.values(), sink._srcs.values()
     target, name = {"poll": (offer, "on_poll"), "stream": (dest.data.stream, "go"),
@@ -451,7 +451,7 @@ def test_the_end_of_the_thread_ends_everything(engines, monkeypatch, caplog, sta
     offer = prefill.rank.offer("r", deadline=60)
     if state == "moving":
         decode.rank.expect("r", prefill.endpoint, {0: (0, blocks)}, deadline=60)
-        until(lambda: offer.claimed)
+        until(lambda: reached(offer))
         offer.add(0, 0, blocks, layers=range(1))
     else:
         decode.rank.expect("nobody", prefill.endpoint, {0: (0, [1])}, deadline=60)

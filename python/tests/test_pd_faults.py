@@ -11,7 +11,7 @@ import sys
 import time
 
 import pytest
-from pd_ranks import TestRank, outcome, outcomes, until
+from pd_ranks import TestRank, outcome, outcomes, reached, until
 
 from conftest import Node
 from kvxfer import errors
@@ -32,13 +32,6 @@ def two():
     yield nodes
     for node in nodes:
         node.stop()
-
-
-@pytest.fixture(scope="module")
-def other_node():
-    node = Node()
-    yield node
-    node.stop()
 
 
 @pytest.fixture(params=["one node", "two nodes"])
@@ -70,7 +63,7 @@ def begin(prefill, decode, mode, state):
             source = prefill.rank.offer("r", deadline=60)
             layers = {"streaming": 3, "begun": 1, "sealed": 4}.get(state, 0)
             if state in ("streaming", "begun"):
-                until(lambda: source.claimed)
+                until(lambda: reached(source))
             for layer in range(layers):
                 source.add(0, 0, SRC, layers=range(layer, layer + 1))
             if state == "sealed":
@@ -294,7 +287,7 @@ def test_a_decode_engine_that_ended_first_ends_what_begins_later(child_of, mode,
         until(lambda: prefill.rank.stats()["peers"] == 0)
     prefill.rank.offer("r", deadline=60) if mode == "write" else \
         prefill.rank.hold("r", {0: (0, SRC)}, deadline=60)
-    one = outcome(prefill, 2)
+    one = outcome(prefill)
     assert isinstance(one.error, errors.Cancelled if how == "cancel" else errors.ClientLost)
 
 

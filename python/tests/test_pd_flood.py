@@ -14,11 +14,19 @@ from kvxfer import pd
 N_REQUESTS = 500
 N_BLOCKS = 12000  #: of a request: 12 messages of 4 KiB
 STILL_S = 1.0
+PATIENT = "peer.lost_ms=60s"  #: who stands still is not taken for lost
+
+
+@pytest.fixture
+def node():
+    node = Node(PATIENT)
+    yield node
+    node.stop()
 
 
 @pytest.fixture
 def other_node():
-    node = Node()
+    node = Node(PATIENT)
     yield node
     node.stop()
 

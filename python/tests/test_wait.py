@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import test_gpu
-from pd_ranks import outcome
+from pd_ranks import outcome, until
 
 from conftest import Node, Pair
 from kvxfer import Blocks, EventPool, Memory, Op, Ops, Wait, errors, layout, pd
@@ -270,25 +270,26 @@ def test_an_offer_leaves_waiting_to_the_daemon(gpu, node, stall, asked):
 
     if asked == "first":
         expect()
-        time.sleep(0.05)
     stall(True)
     offer = prefill.offer("r", deadline=20)
+    if asked == "first":
+        until(lambda: offer.claimed)
     gpu.use(0)
     for i in range(4):
         if asked == "between" and i == 2:
             expect()
-            time.sleep(0.05)
+            until(lambda: offer.claimed)
         stream.launch(address(here[i]), i * NBYTES, NBYTES)
         offer.add(0, 0, everything, layers=range(i, i + 1), after=pool.record())
     offer.seal()
     if asked == "last":
         expect()
+    if asked == "first":
+        with node.client() as client:
+            until(lambda: client.query("status")["waits"] == 4)
+        assert not prefill._hub._polled, "the rank's thread asks for the events"
     time.sleep(0.1)
     assert not prefill.finished() and not decode.finished()
-    if asked == "first":
-        assert not prefill._hub._polled, "the rank's thread asks for the events"
-        with node.client() as client:
-            assert client.query("status")["waits"] == 4
     stall(False)
     assert outcome(Handle(decode)).error is None and outcome(Handle(prefill)).error is None
     for i, tensor in enumerate(there):

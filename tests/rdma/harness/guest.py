@@ -11,6 +11,7 @@ from harness.machine import TIMED_OUT, Failed, Patience
 NICS = 3  # eth0 control, eth1 and eth2 rails
 GID_TIMEOUT_S = 15
 RESET_TIMEOUT_S = 40
+GONE_TIMEOUT_S = 5  # a killed process frees its queue pairs while it ends, one after the other
 # Lines of a failed scenario's programs: of each kind that they found wrong, and the last ones.
 MOST_BAD = 12
 TAIL = 15
@@ -144,9 +145,9 @@ class Guest:
         self.resume()
         self.processes, self.daemons = [], []
         return self.machine.start(
-            "kill -9 -1; " + self.heal_line() + "; sleep 0.1; "
-            "left=$(rdma -d resource show qp 2>/dev/null | grep -v -e 'type GSI' -e 'type SMI'); "
-            "[ -z \"$left\" ] || { echo \"queue pairs without a process: $left\"; exit 1; }; "
+            "kill -9 -1; " + self.heal_line() + "; sleep 0.1; i=0; "
+            "while left=$(rdma -d resource show qp 2>/dev/null | grep -v -e 'type GSI' -e 'type SMI'); do "
+            f"[ $i -lt {GONE_TIMEOUT_S * 10} ] || {{ echo \"queue pairs without a process: $left\"; exit 1; }}; i=$((i+1)); sleep 0.1; done; "
             "for d in /sys/class/infiniband/*; do [ -e $d ] && rdma link delete ${d##*/}; done; "
             "rm -rf /run/kvx /tmp/* /dev/shm/* /var/lib/kvxfer/*; " + self.rail_line(0), RESET_TIMEOUT_S * Patience.factor)
 
