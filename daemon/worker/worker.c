@@ -160,9 +160,9 @@ static int worker_push(struct kvx_worker *worker, struct kvx_work *work)
 	if (worker->in_flight == worker->conf.ring_depth)
 		return -EAGAIN;
 	work->next = NULL;
-	worker->in_flight++;
 	bool pushed = kvx_ring_push(worker->submit, work);
 	kvx_assert(pushed); /* has room for ring_depth */
+	worker->in_flight++;
 	if (worker->has_thread)
 		kvx_worker_wake(worker);
 	return 0;

@@ -58,12 +58,12 @@ static void *helper_main(void *arg)
 		if (helper_is_memory(helper->kind)) {
 			atomic_exchange_explicit(&worker->mem_returned, true, memory_order_acq_rel);
 			kvx_worker_ring_loop(worker);
-			kvx_worker_wake(worker); /* what it arms depends on what there is */
 		} else {
 			atomic_exchange_explicit(&worker->calls_returned, true,
 						 memory_order_acq_rel);
-			kvx_worker_wake(worker);
 		}
+		kvx_worker_wake(
+		    worker); /* for memory, too: what it arms depends on what there is */
 	}
 	return NULL;
 }

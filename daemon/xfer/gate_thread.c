@@ -131,18 +131,6 @@ int gate_watcher_create(struct kvx_gates *gates, const char *name, void *device,
 	return 0;
 }
 
-/* A step on the wall clock, which may be set meanwhile: the deadline is on the other one. */
-static bool wait_step(sem_t *sem, uint64_t step_ns)
-{
-	struct timespec until;
-
-	clock_gettime(CLOCK_REALTIME, &until);
-	uint64_t ns = (uint64_t)until.tv_nsec + step_ns;
-	until.tv_sec += (time_t)(ns / KVX_SEC);
-	until.tv_nsec = (long)(ns % KVX_SEC);
-	return sem_timedwait(sem, &until) == 0;
-}
-
 /* After the deadline it is left in the next call that it is found in: outside of one it comes to
  * its end, or to another call, by itself. */
 static bool wait_ended(struct gate_watcher *w, uint64_t until_ns)
@@ -152,7 +140,7 @@ static bool wait_ended(struct gate_watcher *w, uint64_t until_ns)
 		uint64_t left = now < until_ns ? until_ns - now : WAIT_CALL_NS;
 		int inside = GATE_CALL_INSIDE;
 
-		if (wait_step(&w->ended, left < WAIT_STEP_NS ? left : WAIT_STEP_NS))
+		if (kvx_sem_wait_step(&w->ended, left < WAIT_STEP_NS ? left : WAIT_STEP_NS))
 			return true;
 		if (kvx_now_ns() >= until_ns &&
 		    atomic_compare_exchange_strong(&w->call, &inside, GATE_CALL_LEFT))

@@ -10,7 +10,6 @@
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdlib.h>
-#include <time.h>
 
 #include "base/assert.h"
 #include "base/clock.h"
@@ -149,24 +148,12 @@ static bool control_hangs(struct gpu_control *control)
 	return false;
 }
 
-/* A step on the wall clock, which may be set meanwhile: the deadline is on the other one. */
-static bool wait_step(sem_t *sem)
-{
-	struct timespec until;
-
-	clock_gettime(CLOCK_REALTIME, &until);
-	uint64_t ns = (uint64_t)until.tv_nsec + WAIT_STEP_NS;
-	until.tv_sec += (time_t)(ns / KVX_SEC);
-	until.tv_nsec = (long)(ns % KVX_SEC);
-	return sem_timedwait(sem, &until) == 0;
-}
-
 static bool control_wait_ended(struct gpu_control *control)
 {
 	uint64_t end = kvx_now_ns() + STOP_WAIT_NS;
 
 	while (!control_hangs(control)) {
-		if (wait_step(&control->ended))
+		if (kvx_sem_wait_step(&control->ended, WAIT_STEP_NS))
 			return true;
 		if (kvx_now_ns() >= end)
 			return false;
@@ -293,7 +280,7 @@ static int call_wait(struct gpu_call *call)
 	int status;
 
 	while (!gpu_control_has_ended(call, &status))
-		if (wait_step(&call->done))
+		if (kvx_sem_wait_step(&call->done, WAIT_STEP_NS))
 			return call_ended(call);
 	return status;
 }
